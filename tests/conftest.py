@@ -1,0 +1,54 @@
+"""What every test module shares: where the data sets are, what a GPU test needs, seeds and threads."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+try:
+    import torch
+except ImportError:  # the torch-free runtime has tests of its own
+    torch = None
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def data_dir(*parts: str) -> Path:
+    """Return a folder or file of the shared data sets, or skip the test (or the module) that asks for it.
+
+    They are looked for in $LRCN_DATA, then in ../shared/data beside the repository; they are never part of it.
+    """
+    root = Path(os.environ.get("LRCN_DATA") or REPOSITORY.parent / "shared" / "data")
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs {path} (set LRCN_DATA)", allow_module_level=True)
+    return path
+
+
+@pytest.fixture(name="data_dir", scope="session")
+def _data_dir():
+    """The function data_dir, for tests that do not import this module."""
+    return data_dir
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_cuda") is None:
+        return
+    if torch is not None and torch.cuda.is_available():
+        return
+    reason = "needs an NVIDIA GPU"
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail(f"{reason}, and FAIL_WITHOUT_CUDA=1", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _seeds_and_threads():
+    """The same random numbers and one thread in every test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002: for libraries that still draw from it
+    if torch is not None:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
