@@ -1,0 +1,236 @@
+"""Safe reading and atomic writing of weights, configurations and other files.
+
+Reading never unpickles anything but tensors, and turns every way in which a file can be broken into one
+line that names the file and says what was expected. Writing goes to a temporary name in the same folder, is
+flushed to the disk, and is then renamed: a reader sees the old file or the new one, never a part of one.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "atomic_path",
+    "load_weights",
+    "read_json",
+    "read_state_dict",
+    "staged_folder",
+    "write_json",
+    "write_state_dict",
+]
+
+PathLike = str | os.PathLike[str]
+
+
+def _one_line(error: BaseException, limit: int = 160) -> str:
+    """First line of an exception's text, shortened; its type where it has no text."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _default_mode() -> int:
+    """Permissions that ``open(path, 'w')`` would give; mkstemp's are 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an exception.
+
+    Args:
+        path: The file to write or replace. Its folder is created when missing.
+
+    Yields:
+        The path to write to. It is removed, and `path` left as it was, when the block raises.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(_default_mode())
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(folder: PathLike) -> Iterator[Path]:
+    """Yield an empty folder; move its files into `folder` when the block ends without an exception.
+
+    For files that belong together, such as weights and their configuration: all of them are complete on the
+    disk before the first is renamed. Other files of `folder` stay. Subfolders are not supported.
+
+    Args:
+        folder: Where the files go. Created when missing.
+
+    Yields:
+        The folder to write to, inside `folder`. It is removed at the end.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".staged-", dir=target))
+    try:
+        yield stage
+        files = sorted(stage.iterdir())
+        for file in files:
+            file.chmod(_default_mode())
+            _sync(file)
+        for file in files:
+            os.replace(file, target / file.name)
+        _sync(target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def read_json(path: PathLike, *, caller: str, what: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        caller: Function named at the start of the error message.
+        what: What the file should have been, for the error message, e.g. "a vocabulary".
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{caller}: {path} must be {what} (JSON), got no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{caller}: {path} must be {what} (JSON), got {_one_line(error)}") from None
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_state_dict(path: PathLike, *, caller: str, what: str = "a weights file") -> "dict[str, Tensor]":
+    """Read named tensors from a safetensors file or a torch state dict; nothing else is unpickled.
+
+    The format is recognised by content. A torch file may hold the state dict itself or a dictionary with the
+    state dict under "state_dict".
+
+    Args:
+        path: The file.
+        caller: Function named at the start of the error message.
+        what: What the file should have been, for the error message.
+
+    Returns:
+        Tensors on the CPU, by name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, of another format, or holds other things than tensors.
+    """
+    import torch
+
+    expected = f"{caller}: {path} must be {what} (safetensors or a torch state dict)"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{expected}, got no such file") from None
+    except OSError as error:
+        raise ValueError(f"{expected}, got {error.strerror or _one_line(error)}") from None
+    if not head:
+        raise ValueError(f"{expected}, got an empty file")
+    loaded: Any
+    try:
+        if head.startswith((b"PK\x03\x04", b"\x80")):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            from safetensors.torch import load_file
+
+            loaded = load_file(path)
+    except ImportError:
+        raise ImportError(f"{caller}: safetensors is missing. pip install safetensors") from None
+    except Exception as error:
+        # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more for a broken file.
+        raise ValueError(f"{expected}, got a truncated or foreign file ({_one_line(error)})") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{expected}, got {type(loaded).__name__}")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(f"{expected}, got {type(value).__name__} under {name!r}")
+    return dict(loaded)
+
+
+def write_state_dict(path: PathLike, tensors: "Mapping[str, Tensor]") -> None:
+    """Write named tensors as safetensors, atomically. Tensors that share memory are written once each."""
+    from safetensors.torch import save_file
+
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(copies, temporary)
+
+
+def load_weights(
+    module: "nn.Module",
+    tensors: "Mapping[str, Tensor]",
+    *,
+    path: PathLike,
+    caller: str,
+    ignore: Iterable[str] = (),
+) -> None:
+    """Copy named tensors into a module, strictly, with one line for what does not fit.
+
+    Args:
+        module: Takes the weights.
+        tensors: From :func:`read_state_dict`.
+        path: The file they came from, for the error message.
+        caller: Function named at the start of the error message.
+        ignore: Prefixes of names that may be in the file without being in the module.
+
+    Raises:
+        ValueError: A name is missing or unexpected, or a shape differs. The module is unchanged.
+    """
+    own = module.state_dict()
+    ignore = tuple(ignore)
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    foreign = [name for name in tensors if name not in own and not name.startswith(ignore)]
+    if missing or foreign:
+        parts = [f"no {_names(missing)}"] * bool(missing) + [f"unexpected {_names(foreign)}"] * bool(foreign)
+        got = " and ".join(parts)
+        raise ValueError(
+            f"{caller}: {path} must hold the {len(own)} tensors of {type(module).__name__}, got {got}"
+        )
+    for name, tensor in own.items():
+        if name in tensors and tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{caller}: {name} in {path} must be {list(tensor.shape)}, got {list(tensors[name].shape)}"
+            )
+    module.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
