@@ -1,0 +1,81 @@
+// The C interface that the tests load with ctypes. Functions return nullptr, or the failure's text.
+#include <chrono>
+
+#include "../../csrc/cuda/lstm.h"
+#include "engine.h"
+#include "selftest.h"
+
+namespace {
+
+template <typename F>
+const char* guarded(F&& f) {
+  static std::string message;
+  try {
+    f();
+    return nullptr;
+  } catch (const std::exception& e) {
+    message = e.what();
+    return message.c_str();
+  }
+}
+
+simt::Context bench_main, bench_fiber;
+void bench_loop() {
+  for (;;) simt::switch_context(bench_fiber, bench_main);
+}
+
+}  // namespace
+
+#define SIMT_API extern "C" __attribute__((visibility("default")))
+
+SIMT_API void simt_options(int policy, uint64_t seed) {
+  simt::options = {static_cast<simt::Policy>(policy), seed};
+}
+SIMT_API void simt_clear_buffers() {
+  simt::buffers.clear();
+}
+SIMT_API void simt_add_buffer(const char* name, const void* p, size_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(p);
+  simt::buffers.push_back({begin, begin + bytes, name});
+}
+SIMT_API uint64_t simt_switches() {
+  return simt::last_switches;
+}
+SIMT_API double simt_switch_ns() {
+  static char stack[16384];
+  constexpr int kRounds = 1000000;
+  simt::start_context(bench_fiber, stack, sizeof stack, bench_loop);
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < kRounds; ++i) simt::switch_context(bench_main, bench_fiber);
+  const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - start;
+  return elapsed.count() / (2 * kRounds);
+}
+
+using namespace lrcn::cuda;
+
+SIMT_API const char* lstm_cell(int64_t T, int64_t B, int64_t H, const int64_t* lengths, const uint8_t* cont,
+                               int64_t reverse, int64_t dtype, const void* xg, const void* c0,
+                               const void* z_first, const void* recurrent, void* c_state, void* h, void* c,
+                               void* gates, int64_t t) {
+  const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
+  return guarded([&] { lstm_cell(rows, {xg, c0, z_first, recurrent, c_state, h, c, gates}, t, nullptr); });
+}
+SIMT_API const char* lstm_cell_backward(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
+                                        const uint8_t* cont, int64_t reverse, int64_t dtype, const void* d_h,
+                                        const void* d_c, const void* d_gates, const void* gates,
+                                        const void* c, const void* c0, const void* recurrent, void* carry,
+                                        void* d_xg, void* d_first, void* d_c0, int64_t t) {
+  const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
+  const LstmCellBackward cell{d_h, d_c, d_gates, gates, c, c0, recurrent, carry, d_xg, d_first, d_c0};
+  return guarded([&] { lstm_cell_backward(rows, cell, t, nullptr); });
+}
+SIMT_API const char* lstm_projection_backward(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
+                                              const uint8_t* cont, int64_t reverse, int64_t dtype,
+                                              const void* d_h, const void* recurrent, void* d_p, int64_t P,
+                                              int64_t t) {
+  const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
+  return guarded([&] { lstm_projection_backward(rows, d_h, recurrent, d_p, P, t, nullptr); });
+}
+SIMT_API const char* selftest(int64_t which, const float* in, float* out, void* scratch, int64_t n) {
+  return guarded([&] { lrcn::cuda::selftest(int(which), in, out, scratch, int(n), nullptr); });
+}

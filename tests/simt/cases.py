@@ -1,0 +1,237 @@
+"""Inputs, float64 references and checks of the kernels, for the tests of every schedule."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+DTYPES = tuple(EPS)
+# lrcn::cuda::Dtype
+CODE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+
+
+def bf16(x):
+    """Round to the nearest bfloat16, as uint16 bits."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def widen(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def stored(x, dtype):
+    """x as an array of a storage type; bfloat16 as bits."""
+    return bf16(x) if dtype == "bfloat16" else np.ascontiguousarray(x, dtype)
+
+
+def value(x, dtype):
+    """The float64 values of a stored array."""
+    return (widen(x) if dtype == "bfloat16" else x).astype(np.float64)
+
+
+def state_type(dtype):
+    return np.float64 if dtype == "float64" else np.float32
+
+
+def blank(shape, dtype):
+    """An array whose every element is a NaN, so that what a kernel leaves out is seen."""
+    if dtype == "bfloat16":
+        return np.full(shape, 0x7FC0, np.uint16)
+    return np.full(shape, np.nan, dtype)
+
+
+def aligned(shape, dtype):
+    """Zeros that start on 16 bytes, as cudaMalloc would give."""
+    bytes_ = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(bytes_ + 16, np.uint8)
+    offset = -raw.ctypes.data % 16
+    return raw[offset : offset + bytes_].view(dtype).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lstm:
+    """One LSTM call: sizes and everything optional about it."""
+
+    T: int
+    B: int
+    H: int
+    P: int = 0  # a projection, if not 0
+    dtype: str = "float32"
+    lengths: tuple | None = None
+    cont: bool = False
+    reverse: bool = False
+    gates: bool = True  # they are saved, and the backward pass is run
+    d_gates: bool = True  # they have a gradient of their own
+
+    def __str__(self):
+        flags = [f"P{self.P}"] * bool(self.P) + ["lengths"] * bool(self.lengths) + ["cont"] * self.cont
+        flags += ["reverse"] * self.reverse + ["forward"] * (not self.gates)
+        flags += ["no_d_gates"] * (not self.d_gates)
+        return "-".join([self.dtype, f"{self.T}x{self.B}x{self.H}", *flags])
+
+    def inputs(self):
+        """Everything the op is given, as stored."""
+        T, B, H, P = self.T, self.B, self.H, self.P or self.H
+        rng = np.random.default_rng([T, B, H, P])
+        scale = H**-0.5
+
+        def normal(*shape):
+            return stored(rng.standard_normal(shape), self.dtype)
+
+        x = {
+            "xg": normal(T, B, 4 * H),
+            "w_hh": stored(rng.uniform(-scale, scale, (4 * H, P)), self.dtype),
+            "w_hr": stored(rng.uniform(-scale, scale, (P, H)), self.dtype) if self.P else None,
+            "h0": normal(B, P),
+            "c0": normal(B, H),
+            "lengths": None if self.lengths is None else np.array(self.lengths, np.int64),
+            "cont": (rng.random((T, B)) < 0.6).astype(np.uint8) if self.cont else None,
+            "d_h": normal(T, B, P),
+            "d_c": normal(T, B, H),
+            "d_gates": normal(T, B, 4 * H) if self.d_gates else None,
+        }
+        if self.lengths is not None:  # what lies in the padding must not matter
+            for name in ("xg", "d_h", "d_c", "d_gates"):
+                for b, length in enumerate(self.lengths):
+                    if x[name] is not None:
+                        x[name][max(length, 0) :, b] = blank((), self.dtype)
+        return x
+
+
+def reference(case, x):
+    """The op in float64, row by row and step by step as its documentation has it; gradients by autograd."""
+    v = {
+        k: None if a is None else torch.tensor(value(a, case.dtype)).requires_grad_()
+        for k, a in x.items()
+        if k not in ("lengths", "cont")
+    }
+    T, B, H, P = case.T, case.B, case.H, case.P or case.H
+    h = [[torch.zeros(P, dtype=torch.float64)] * B for _ in range(T)]
+    c = [[torch.zeros(H, dtype=torch.float64)] * B for _ in range(T)]
+    gates = [[torch.zeros(4 * H, dtype=torch.float64)] * B for _ in range(T)]
+    p = []  # ((t, b), the projected h), for the gradient that reaches it
+    for b in range(B):
+        length = T if x["lengths"] is None else min(max(int(x["lengths"][b]), 0), T)
+        h_t, c_t = v["h0"][b], v["c0"][b]
+        for t in range(length - 1, -1, -1) if case.reverse else range(length):
+            if x["cont"] is not None and not x["cont"][t, b]:
+                h_t, c_t = torch.zeros_like(h_t), torch.zeros_like(c_t)
+            z = v["xg"][t, b] + v["w_hh"] @ h_t
+            i, f, g, o = z.split(H)
+            a = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()])
+            i, f, g, o = a.split(H)
+            c_t = f * c_t + i * g
+            h_t = o * c_t.tanh()
+            if x["w_hr"] is not None:
+                h_t = v["w_hr"] @ h_t
+                p.append(((t, b), h_t))
+            h[t][b], c[t][b], gates[t][b] = h_t, c_t, a
+
+    def stack(rows):
+        return torch.stack([torch.stack(row) for row in rows])
+
+    out = {"h": stack(h), "c": stack(c), "gates": stack(gates)}
+    pairs = [(out["h"], v["d_h"]), (out["c"], v["d_c"])] + [(out["gates"], v["d_gates"])] * case.d_gates
+    loss = sum((a * torch.nan_to_num(d.detach())).sum() for a, d in pairs)
+    wanted = [v["xg"], v["h0"], v["c0"], *(h_t for _, h_t in p)]
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    grads = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
+    out |= dict(zip(("d_xg", "d_h0", "d_c0"), grads, strict=False))
+    if case.P:
+        out["d_p"] = torch.zeros(T, B, P, dtype=torch.float64)
+        for (at, _), g in zip(p, grads[3:], strict=True):
+            out["d_p"][at] = g
+    return {k: a.detach().numpy() for k, a in out.items()}
+
+
+def run_lstm(library, case, x, **schedule):
+    """What csrc/ops/cuda.cpp does for the plan "step", with numpy for the matrix products."""
+    T, B, H, P, dtype = case.T, case.B, case.H, case.P or case.H, case.dtype
+    wide = state_type(dtype)
+    rows = dict(T=T, B=B, H=H, lengths=x["lengths"], cont=x["cont"], reverse=case.reverse, dtype=CODE[dtype])
+    out = {"h": blank((T, B, P), dtype), "c": blank((T, B, H), dtype)}
+    out["gates"] = blank((T, B, 4 * H), dtype) if case.gates else None
+    order = range(T - 1, -1, -1) if case.reverse else range(T)
+
+    def product(a, b, to=wide):
+        result = value(a, dtype) @ value(b, dtype)
+        return result.astype(wide) if to is wide else stored(result, dtype)
+
+    z_first = product(x["h0"], x["w_hh"].T)
+    late = case.reverse and case.lengths is not None
+    z = np.full_like(z_first, np.nan) if late else z_first
+    c_state = np.full((B, H), np.nan, wide)
+    unprojected = blank((B, H), dtype)
+    for n, t in enumerate(order):
+        if n > 0:
+            z[:] = product(out["h"][order[n - 1]], x["w_hh"].T)
+        h = unprojected if case.P else out["h"][t]
+        recurrent = {"z_first": z_first, "recurrent": z}
+        states = {"c_state": c_state, "h": h, "c": out["c"], "gates": out["gates"]}
+        library.call("lstm_cell", **rows, xg=x["xg"], c0=x["c0"], **recurrent, **states, t=t, **schedule)
+        if case.P:
+            out["h"][t] = product(unprojected, x["w_hr"].T, dtype)
+    return out
+
+
+def run_lstm_backward(library, case, x, forward, **schedule):
+    T, B, H, P, dtype = case.T, case.B, case.H, case.P or case.H, case.dtype
+    wide = state_type(dtype)
+    rows = dict(T=T, B=B, H=H, lengths=x["lengths"], cont=x["cont"], reverse=case.reverse, dtype=CODE[dtype])
+    out = {"d_xg": blank((T, B, 4 * H), dtype), "d_c0": blank((B, H), dtype)}
+    d_first = blank((B, 4 * H), dtype) if case.cont or case.lengths is not None else None
+    recurrent, carry = np.full((B, P), np.nan, wide), np.full((B, H), np.nan, wide)
+    d_unprojected = np.full((B, H), np.nan, wide)
+    if case.P:
+        out["d_p"] = blank((T, B, P), dtype)
+    order = range(T) if case.reverse else range(T - 1, -1, -1)
+    for t in order:
+        if case.P:
+            arrays = dict(d_h=x["d_h"], recurrent=recurrent, d_p=out["d_p"])
+            library.call("lstm_projection_backward", **rows, **arrays, P=P, t=t, **schedule)
+            d_unprojected[:] = value(out["d_p"][t], dtype) @ value(x["w_hr"], dtype)
+        arrays = dict(d_h=None if case.P else x["d_h"], d_c=x["d_c"], d_gates=x["d_gates"])
+        arrays |= dict(gates=forward["gates"], c=forward["c"], c0=x["c0"])
+        arrays |= dict(recurrent=d_unprojected if case.P else recurrent, carry=carry)
+        arrays |= dict(d_xg=out["d_xg"], d_first=d_first, d_c0=out["d_c0"])
+        library.call("lstm_cell_backward", **rows, **arrays, t=t, **schedule)
+        recurrent[:] = value(out["d_xg"][t], dtype) @ value(x["w_hh"], dtype)
+    last = out["d_xg"][order[-1]] if d_first is None else d_first
+    out["d_h0"] = stored(value(last, dtype) @ value(x["w_hh"], dtype), dtype)
+    return out
+
+
+# In units of the storage type's eps and of the largest value of each result. Worst of all cases of
+# test_lstm_kernels.py: float32 1.0 forward and 1.9 backward, float64 0.6 and 1.2, half types 0.4 and 0.9.
+TOLERANCE = 5
+
+
+def compare(actual, expected, case):
+    """Largest error of any result in units of eps; raises where it is more than TOLERANCE."""
+    worst = 0.0
+    for name, a in actual.items():
+        if a is None:
+            continue
+        a, e = value(a, case.dtype), expected[name]
+        error = np.abs(a - e).max() / (EPS[case.dtype] * max(1.0, np.abs(e).max()))
+        assert error <= TOLERANCE, f"{case}: {name} is off by {error:.3g} eps"
+        worst = max(worst, error)
+    return worst
+
+
+_expected = {}
+
+
+def check_lstm(library, case, **schedule):
+    """Forward and backward of one call on one schedule."""
+    if case not in _expected:
+        x = case.inputs()
+        _expected[case] = x, reference(case, x)
+    x, expected = _expected[case]
+    forward = run_lstm(library, case, x, **schedule)
+    worst = compare(forward, expected, case)
+    if case.gates:
+        worst = max(worst, compare(run_lstm_backward(library, case, x, forward, **schedule), expected, case))
+    return worst

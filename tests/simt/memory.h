@@ -1,0 +1,77 @@
+// What the kernels' loads and stores mean: bounds, initialisation and happens-before, per byte.
+//
+// Kernels are compiled with -fsanitize=thread, but linked with the hooks of memory.cpp instead of the
+// sanitizer's own library, so the emulator sees every access in program order without touching the source.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace simt {
+
+enum Access : unsigned { kRead = 1, kWrite = 2, kAtomic = 4 };
+
+struct Moment {  // component `who - 1` at its local time
+  int time;
+  uint16_t who;  // 0: never
+  uint16_t atomic;
+  uint32_t pc;  // offset in this library
+};
+
+struct Cell {  // one byte; all zero: never touched
+  Moment write, read[2];
+  uint32_t in_flight;  // an unfinished cp.async owns it
+};
+
+struct Object {  // in every block's shared memory
+  size_t offset, bytes;
+  std::string name;
+};
+
+struct Region {
+  uintptr_t begin, end;
+  std::string name;
+  Cell* cells = nullptr;
+};
+
+class Memory {
+ public:
+  // Shared memory of `blocks` resident blocks: equal arenas, `stride` apart.
+  static constexpr size_t kArena = 256 << 10, kStride = kArena + 4096, kRedzone = 64;
+
+  explicit Memory(const std::vector<Region>& buffers);
+  ~Memory();
+  void reserve_shared(size_t blocks);
+  void add(const void* begin, size_t bytes, const char* name);
+  void start_block(unsigned slot);  // poisons its arena
+  void add_shared(const Object& object) { objects_.push_back(object); }
+  unsigned char* arena(size_t slot) const { return arenas_ + slot * kStride; }
+  bool in_shared(const void* p) const {
+    return reinterpret_cast<uintptr_t>(p) - shared_.begin < shared_.end - shared_.begin;
+  }
+  const std::vector<Object>& objects() const { return objects_; }
+
+  // One access by the current thread, checked and then recorded. `component` is the thread's own, or
+  // that of its asynchronous stores; what came before is judged by the thread's clock either way.
+  void access(const void* p, size_t bytes, unsigned kind, const void* pc, unsigned component, int time);
+  void access(const void* p, size_t bytes, unsigned kind, const void* pc);
+  void set_in_flight(const void* p, size_t bytes, bool on);
+
+ private:
+  Cell* cells(uintptr_t p, size_t bytes, unsigned kind, const void* pc, bool* shared);
+  std::string place(uintptr_t p) const;
+  [[noreturn]] void race(uintptr_t p, unsigned kind, const Moment& before, const char* verb, const void* pc,
+                         unsigned component);
+
+  std::vector<Region> regions_;
+  Region shared_{};
+  unsigned char* arenas_ = nullptr;
+  std::vector<Object> objects_;
+  size_t last_ = 0;
+};
+
+extern std::vector<Region> buffers;  // global memory the next launches may touch
+
+}  // namespace simt

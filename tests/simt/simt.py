@@ -1,0 +1,165 @@
+"""Builds CUDA kernels for the CPU emulator and calls them with numpy arrays.
+
+``Library()`` compiles ``csrc/cuda/*.cu`` with g++. ``Library(edits={"file.cu": [(old, new)]})`` compiles a
+copy with pieces of one file replaced: a mutation test.
+"""
+
+import ctypes
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+CUDA = HERE.parents[1] / "csrc" / "cuda"
+CACHE = pathlib.Path(tempfile.gettempdir()) / "lrcn_simt"
+POLICIES = ("round_robin", "random", "starve")
+
+COMMON = [
+    "g++",
+    "-std=c++17",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-DLRCN_SIMT",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+]
+# Every load and store of a kernel calls a hook of memory.cpp; so does a bad index or alignment.
+CHECKED = ["-fsanitize=thread,bounds,alignment"]
+
+
+class SimtError(Exception):
+    """A race, stall, bad access or misused primitive, with the schedule that shows it."""
+
+
+def _replace(target: pathlib.Path, command: list[str]) -> None:
+    """Run a command that writes a file; other processes see all of it or none."""
+    part = target.with_suffix(f".{os.getpid()}.part")
+    subprocess.run([*command, "-o", str(part)], check=True)
+    part.replace(target)
+
+
+def _compile(source: pathlib.Path, text: str, flags: list[str]) -> pathlib.Path:
+    """Compile one file, unless an object of the same text, headers and flags exists."""
+    headers = [p.read_text() for d in (CUDA, HERE) for p in sorted(d.iterdir()) if p.suffix in (".h", ".cuh")]
+    digest = hashlib.sha256("\0".join([text, *headers, *flags]).encode()).hexdigest()[:20]
+    target = CACHE / f"{source.stem}-{digest}.o"
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        copy = CACHE / f"{digest}-{os.getpid()}-{source.name}"
+        copy.write_text(f'#line 1 "{source}"\n{text}')
+        command = [*COMMON, *flags, f"-I{source.parent}", f"-I{HERE.parent}", "-x", "c++", "-c", str(copy)]
+        _replace(target, command)
+        copy.unlink()
+    return target
+
+
+class Library:
+    """The kernels, compiled for the emulator.
+
+    Args:
+        edits: replacements per kernel file; each ``old`` must occur exactly once.
+        checked: without it only what goes through primitives is checked, at 0.3 to 0.9 of the cost.
+        flags: more compiler flags, for every file.
+    """
+
+    def __init__(self, edits=None, checked=True, flags=()):
+        edits = dict(edits or {})
+        objects = [_compile(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
+        for source in [*sorted(CUDA.glob("*.cu")), *sorted(HERE.glob("*.cu"))]:
+            text = original = source.read_text()
+            for old, new in edits.pop(source.name, ()):
+                assert text.count(old) == 1, f"{source.name}: {old!r} occurs {text.count(old)} times"
+                text = text.replace(old, new)
+            quiet = [] if text == original else ["-w"]
+            objects.append(_compile(source, text, ["-O1", *(CHECKED if checked else ()), *quiet, *flags]))
+        assert not edits, f"no such file: {edits}"
+        digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
+        target = CACHE / f"simt-{digest}.so"
+        if not target.exists():
+            _replace(target, ["g++", "-shared", "-Wl,--no-undefined", *map(str, objects), "-ldl"])
+        self._dll = ctypes.CDLL(str(target))
+        self._dll.simt_switch_ns.restype = ctypes.c_double
+        self._dll.simt_switches.restype = ctypes.c_uint64
+
+    def call(self, name, *, policy="random", seed=1, **arguments):
+        """Run one launcher. Arrays become pointers and the only global memory it may touch, numbers int64."""
+        self._dll.simt_options(POLICIES.index(policy), ctypes.c_uint64(seed))
+        self._dll.simt_clear_buffers()
+        values = []
+        for key, value in arguments.items():
+            if isinstance(value, np.ndarray):
+                assert value.flags.c_contiguous, key
+                size = ctypes.c_size_t(value.nbytes)
+                self._dll.simt_add_buffer(key.encode(), ctypes.c_void_p(value.ctypes.data), size)
+                value = ctypes.c_void_p(value.ctypes.data)
+            elif value is not None:
+                value = ctypes.c_int64(value)
+            values.append(value)
+        function = getattr(self._dll, name)
+        function.restype = ctypes.c_char_p
+        message = function(*values)
+        if message is not None:
+            raise SimtError(message.decode())
+
+    def switches(self):
+        """Context switches of the last launch."""
+        return self._dll.simt_switches()
+
+    def switch_ns(self):
+        """Nanoseconds per context switch, without the scheduler."""
+        return self._dll.simt_switch_ns()
+
+
+def schedules(count):
+    """Schedules of all three policies; a seed is one schedule."""
+    return [{"policy": POLICIES[seed % 3], "seed": seed} for seed in range(count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A bug to plant in a kernel.
+
+    Attributes:
+        kernel: The ``__global__`` function it is in.
+        name: What is wrong.
+        file: Source file.
+        edits: Pairs of text, to find exactly once, and its replacement.
+        message: What the emulator must say. Empty where the schedule is fine and only the numbers are wrong.
+        always: Whether every schedule shows it.
+    """
+
+    kernel: str
+    name: str
+    file: str
+    edits: tuple
+    message: str = ""
+    always: bool = True
+
+    def __str__(self):
+        return f"{self.kernel}: {self.name}".replace(" ", "-")
+
+
+def killed(mutation, check, count=12):
+    """Assert that ``check(library, **schedule)`` finds the bug on every one of `count` schedules."""
+    mutant = Library({mutation.file: mutation.edits})
+    survived = 0
+    for schedule in schedules(count):
+        try:
+            check(mutant, **schedule)
+            survived += 1
+        except SimtError as error:
+            if not re.search(mutation.message or "nothing", str(error)):
+                raise
+        except AssertionError:
+            assert not mutation.message, "wrong numbers where the emulator should have complained"
+    assert survived < count if not mutation.always else survived == 0, (
+        f"survived {survived} of {count} schedules"
+    )

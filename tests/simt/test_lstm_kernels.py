@@ -1,0 +1,68 @@
+"""The LSTM kernels on the CPU: right on every schedule."""
+
+import re
+
+import cases
+import pytest
+from cases import Lstm
+from mutations import LSTM_MUTATIONS, MUTATIONS
+from simt import CUDA, Library, killed, schedules
+
+LENGTHS = (3, 0, 4, 1, -2, 9)  # two of them out of range: clamped to 0 and T
+
+
+@pytest.fixture(scope="module")
+def library():
+    return Library()
+
+
+VARIANTS = [
+    {},
+    {"gates": False},
+    {"d_gates": False},
+    {"reverse": True},
+    {"cont": True},
+    {"lengths": LENGTHS},
+    {"lengths": LENGTHS, "reverse": True},
+    {"lengths": LENGTHS, "cont": True},
+    {"lengths": LENGTHS, "cont": True, "reverse": True},
+    {"P": 3},
+    {"P": 3, "lengths": LENGTHS, "cont": True},
+    {"P": 3, "lengths": LENGTHS, "cont": True, "reverse": True},
+]
+CASES = [Lstm(4, 6, 5, dtype="float32", **variant) for variant in VARIANTS]
+EDGES = [Lstm(1, 1, 1), Lstm(2, 1, 127), Lstm(2, 2, 128), Lstm(2, 1, 129), Lstm(3, 2, 7, P=9)]
+TYPES = [Lstm(4, 6, 5, dtype=d, **VARIANTS[i]) for d in cases.DTYPES[1:] for i in (0, 8, 11)]
+
+
+@pytest.mark.parametrize("case", CASES + EDGES + TYPES, ids=str)
+def test_lstm(library, case):
+    for schedule in schedules(24):
+        cases.check_lstm(library, case, **schedule)
+
+
+# Together they run every line of the kernels.
+SUSPECTS = [
+    Lstm(3, 3, 5, lengths=(2, 0, 3), cont=True, d_gates=False),
+    Lstm(3, 3, 5, lengths=(2, 0, 7), cont=True, reverse=True),
+    Lstm(3, 3, 5, P=4, lengths=(2, -1, 3), cont=True),
+    Lstm(2, 2, 5, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("mutation", LSTM_MUTATIONS, ids=str)
+def test_planted_bug_is_found(mutation):
+    def check(mutant, **schedule):
+        for case in SUSPECTS:
+            cases.check_lstm(mutant, case, **schedule)
+
+    killed(mutation, check, 6)
+
+
+def test_every_kernel_is_under_test():
+    """A new kernel brings its mutations, and those only die if something runs it."""
+    sources = "".join(p.read_text() for p in CUDA.iterdir() if p.suffix in (".cu", ".cuh"))
+    kernels = set(re.findall(r"\b(\w+)\(", " ".join(re.findall(r"__global__[^{;]*", sources))))
+    kernels = {name for name in kernels if name.endswith("_kernel")}
+    assert len(kernels) == sources.count("__global__ "), "a kernel's name ends in _kernel"
+    assert kernels == {m.kernel for m in MUTATIONS if m.file in {p.name for p in CUDA.iterdir()}}
