@@ -68,16 +68,16 @@ def build_torchvision(name: str, features: str, pretrained: bool) -> Backbone:
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown("torchvision", name, known)
+    if name in ("googlenet", "inception_v3"):
+        raise NotImplementedError(
+            f"create_encoder: torchvision/{name} must have one output, got several. Use timm/{name}"
+        )
     weights = models.get_model_weights(name).DEFAULT
     net = _download(
         f"torchvision/{name}",
         pretrained,
         lambda: models.get_model(name, weights=weights if pretrained else None),
     )
-    if hasattr(net, "aux_logits"):
-        raise NotImplementedError(
-            f"create_encoder: torchvision/{name} must have one output, got several. Use timm/{name}"
-        )
     transforms = weights.transforms()
     preprocessing = Preprocessing(
         size=transforms.crop_size[0],

@@ -37,8 +37,8 @@ _CAFFE_NETS: dict[str, type[CaffeNet | HybridNet | SqueezeNet | Vgg16]] = {
     "vgg16": Vgg16,
 }
 
-# BGR means of the LRCN release: captioning, and for the hybrid activity recognition, with the red mean its CNN
-# was trained with (the release's LSTM loader has 128.68, a typo).
+# BGR means of the LRCN release: captioning, and for the hybrid activity recognition, with the red mean it
+# was trained with (128.68 in the release's LSTM loader is a typo).
 _PREPROCESSING = {
     "efficientnet_lite0": Preprocessing(
         224, 256, "short", "bicubic", "rgb", (127, 127, 127), (128, 128, 128)

@@ -216,7 +216,7 @@ class Preprocessing:
             margins = [int(side * (self.resize - self.size) / (2 * self.resize) + 0.5) for side in rgb.size]
             margins = [min(margin, (side - 1) // 2) for margin, side in zip(margins, rgb.size, strict=True)]
             box = (margins[0], margins[1], rgb.width - margins[0], rgb.height - margins[1])
-            return self._normalise(rgb.resize(size, _RESAMPLING[self.interpolation], box=box))
+            return self._normalise(rgb.crop(box).resize(size, _RESAMPLING[self.interpolation]))
         resized = self._resize(rgb)
         left, top = (round((side - self.size) / 2) for side in resized.size)
         return self._normalise(resized.crop((left, top, left + self.size, top + self.size)))
