@@ -2,95 +2,353 @@
 
 Notation used for shapes in this package:
     T  time steps    B  batch    I  input size    H  hidden size    V  vocabulary
+    P  size of h: H, or the projection's    N  outputs    K  inputs
 """
 
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["lstm", "lstm_pack"]
-
 import lrcn_fast._library  # noqa: F401  (registers the operators)
+from lrcn_fast import reference
+
+__all__ = ["linear", "linear_pack", "lstm", "lstm_pack"]
+
+_HEADER_BYTES = 64  # csrc/ops/packed.h
 
 
 def lstm(
-    xg: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, *, packed: Tensor | None = None
+    xg: Tensor,
+    w_hh: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    w_hr: Tensor | None = None,
+    lengths: Tensor | None = None,
+    cont: Tensor | None = None,
+    reverse: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Run an LSTM recurrence over a whole sequence in one fused kernel.
 
     .. math::
         z_t &= x^g_t + h_{t-1} W_{hh}^\top \\
         c_t &= \sigma(z_f) \odot c_{t-1} + \sigma(z_i) \odot \tanh(z_g) \\
-        h_t &= \sigma(z_o) \odot \tanh(c_t)
+        h_t &= W_{hr} (\sigma(z_o) \odot \tanh(c_t))
 
-    The input projection is left to the caller, because it is a single GEMM that
-    does not depend on time: ``xg = F.linear(x, w_ih, b_ih + b_hh)``.
+    The input projection is left to the caller, because it is a single GEMM that does not depend on time:
+    ``xg = F.linear(x, w_ih, b_ih + b_hh)``. The last states are the caller's too: ``h[lengths - 1]``, or
+    ``h[0]`` when reversed, and h0 where a length is 0.
 
     Args:
         xg: Input gates before the nonlinearity, in the order i, f, g, o. [T, B, 4H].
-        w_hh: Recurrent weight, ``torch.nn.LSTM.weight_hh_l0``. [4H, H].
-        h0: Initial hidden state. [B, H].
-        c0: Initial cell state. [B, H].
-        packed: ``lstm_pack(w_hh)``, to skip repacking a weight that has not changed.
+        w_hh: Recurrent weight, ``torch.nn.LSTM.weight_hh_l0``. [4H, P].
+        h0: State before the first step. [B, P].
+        c0: Cell before the first step. [B, H].
+        w_hr: Projection of h, ``torch.nn.LSTM.weight_hr_l0``; without it P = H. [P, H].
+        lengths: Steps of each row, int64, in 0..T. Past them h and c are 0 and xg and cont are not read. [B].
+        cont: 0/1 of any dtype. Where it is 0 the step starts from a zero state instead of the previous one,
+            and no gradient reaches the previous one. [T, B].
+        reverse: Run from each row's own last step to step 0.
+        packed: ``lstm_pack(w_hh, w_hr)``, so that inference does not pack the weight again. Its values are
+            used in place of w_hh and w_hr. CPU only.
 
     Returns:
         A tuple:
 
-        - **h**: Hidden state after every step. [T, B, H].
+        - **h**: Hidden state after every step. [T, B, P].
         - **c**: Cell state after every step. [T, B, H].
 
-    All arguments share one dtype and device. CPU: float32 (tuned) and float64.
-    CUDA: float32, float16 and bfloat16, accumulating in float32.
+    The floating-point arguments share one dtype and device: float32 (fused), float64 (the readable
+    reference), bfloat16 or float16 (computed in float32). Differentiable twice.
+
+    Raises:
+        ValueError: If a shape, dtype, device or length is wrong, or ``packed`` is given where a gradient
+            is needed.
     """
-    save_gates = torch.is_grad_enabled() and any(t.requires_grad for t in (xg, w_hh, h0, c0))
+    save_gates = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (xg, w_hh, w_hr, h0, c0)
+    )
+    if save_gates and packed is not None:
+        raise ValueError(
+            "lstm: packed must be None where a gradient is needed, got a packed weight; "
+            "use torch.no_grad(), or leave packed out"
+        )
+    if cont is not None and cont.dtype not in (torch.bool, torch.uint8):
+        cont = cont != 0
     h, c, _ = torch.ops.lrcn_fast.lstm(
-        xg.contiguous(), w_hh.contiguous(), h0.contiguous(), c0.contiguous(), packed, save_gates
+        xg.contiguous(),
+        w_hh.contiguous(),
+        None if w_hr is None else w_hr.contiguous(),
+        h0.contiguous(),
+        c0.contiguous(),
+        None if lengths is None else lengths.contiguous(),
+        None if cont is None else cont.contiguous(),
+        packed,
+        reverse,
+        save_gates,
     )
     return h, c
 
 
-def lstm_pack(w_hh: Tensor) -> Tensor:
-    """Rearrange a recurrent weight for the CPU kernel. [4H, H] -> [packed_size(H)]."""
-    return torch.ops.lrcn_fast.lstm_pack(w_hh.contiguous())
+def lstm_pack(w_hh: Tensor, w_hr: Tensor | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rearrange recurrent weights for the CPU kernel, for inference.
+
+    Args:
+        w_hh: Recurrent weight, float32. [4H, P].
+        w_hr: Projection of h, float32. [P, H].
+        dtype: How to store them: torch.float32, torch.bfloat16, or torch.int8 with a scale per output. The
+            arithmetic is float32 in every case.
+
+    Returns:
+        An opaque uint8 tensor for the ``packed`` argument of :func:`lstm`.
+
+    Raises:
+        ValueError: If a shape or dtype is wrong, or a weight is not finite and dtype is int8.
+    """
+    packed: Tensor = torch.ops.lrcn_fast.lstm_pack(
+        w_hh.contiguous(), None if w_hr is None else w_hr.contiguous(), dtype
+    )
+    return packed
+
+
+def linear_pack(w: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rearrange the weight of a linear layer for the CPU kernel, for inference.
+
+    Args:
+        w: ``torch.nn.Linear.weight``, float32. [N, K].
+        dtype: How to store it, as in :func:`lstm_pack`.
+
+    Returns:
+        An opaque uint8 tensor for the ``packed`` argument of :func:`linear`.
+
+    Raises:
+        ValueError: If a shape or dtype is wrong, or the weight is not finite and dtype is int8.
+    """
+    packed: Tensor = torch.ops.lrcn_fast.linear_pack(w.contiguous(), dtype)
+    return packed
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """``F.linear`` with a packed weight, made for few rows. Inference on the CPU.
+
+    A row's result does not depend on the rows beside it, nor on the number of threads, bit for bit.
+
+    Args:
+        x: Input, float32. [..., K].
+        packed: ``linear_pack(w)`` of a weight [N, K].
+        bias: Added to every row, float32. [N].
+        out_features: N.
+
+    Returns:
+        ``x @ w.T + bias``. [..., N].
+
+    Raises:
+        NotImplementedError: If a gradient is asked for: a packed weight has none.
+        ValueError: If a shape or dtype is wrong.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise NotImplementedError(
+            "linear: a packed weight is for inference only, got an argument that requires a gradient; "
+            "use torch.nn.functional.linear, or torch.no_grad()"
+        )
+    y: Tensor = torch.ops.lrcn_fast.linear(
+        x.contiguous(), packed, None if bias is None else bias.contiguous(), out_features
+    )
+    return y
+
+
+# ---- shapes: what the ops return, for tracing ------------------------------------------------------------
+
+
+def _packed_bytes(panels: int, K: int, dtype: torch.dtype) -> int:
+    """The panel layout of csrc/core/linear.h: ``panels`` of 64 outputs by K inputs."""
+    per_word = 4 // dtype.itemsize
+    scales = 256 if dtype is torch.int8 else 0
+    return panels * (scales + (K + per_word - 1) // per_word * 256)
 
 
 @torch.library.register_fake("lrcn_fast::lstm_pack")
-def _(w_hh: Tensor) -> Tensor:
-    H = w_hh.shape[1]
-    return w_hh.new_empty((H + 15) // 16 * H * 64)
+def _(w_hh: Tensor, w_hr: Tensor | None, dtype: torch.dtype) -> Tensor:
+    H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    size = _HEADER_BYTES + _packed_bytes((H + 15) // 16, P, dtype)
+    if w_hr is not None:
+        size += _packed_bytes((P + 63) // 64, H, dtype)
+    return w_hh.new_empty(size, dtype=torch.uint8)
+
+
+@torch.library.register_fake("lrcn_fast::linear_pack")
+def _(w: Tensor, dtype: torch.dtype) -> Tensor:
+    N, K = w.shape
+    return w.new_empty(_HEADER_BYTES + _packed_bytes((N + 63) // 64, K, dtype), dtype=torch.uint8)
+
+
+@torch.library.register_fake("lrcn_fast::linear")
+def _(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.register_fake("lrcn_fast::lstm")
-def _(xg: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, packed: Tensor | None, save_gates: bool):
+def _(
+    xg: Tensor,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    cont: Tensor | None,
+    packed: Tensor | None,
+    reverse: bool,
+    save_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     T, B, _ = xg.shape
-    H = w_hh.shape[1]
-    h = xg.new_empty(T, B, H)
-    return h, torch.empty_like(h), xg.new_empty(T, B, 4 * H) if save_gates else xg.new_empty(0)
+    gates = xg.new_empty(xg.shape) if save_gates else xg.new_empty(0)
+    return xg.new_empty(T, B, w_hh.shape[1]), xg.new_empty(T, B, c0.shape[1]), gates
 
 
 @torch.library.register_fake("lrcn_fast::lstm_backward")
-def _(d_h: Tensor, d_c: Tensor, w_hh: Tensor, gates: Tensor, c0: Tensor, c: Tensor):
-    return torch.empty_like(gates), torch.empty_like(c0), torch.empty_like(c0)
+def _(
+    d_h: Tensor,
+    d_c: Tensor,
+    d_gates: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    gates: Tensor,
+    c0: Tensor,
+    c: Tensor,
+    lengths: Tensor | None,
+    cont: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_p = gates.new_empty(0) if w_hr is None else gates.new_empty(d_h.shape)
+    d_h0 = gates.new_empty(c0.shape[0], w_hh.shape[1])
+    return gates.new_empty(gates.shape), d_h0, gates.new_empty(c0.shape), d_p
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    _, w_hh, h0, c0, _, _ = inputs
+# ---- gradients -------------------------------------------------------------------------------------------
+# h, c and the activated gates are all differentiable outputs of the forward op, so the backward op is a
+# function of tensors that autograd knows, and its own gradient (a plain PyTorch formula) composes.
+
+
+def _lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, w_hh, w_hr, h0, c0, lengths, cont, _, reverse, save_gates = inputs
     h, c, gates = output
-    ctx.mark_non_differentiable(gates)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(w_hh, h0, c0, h, c, gates)
+    ctx.reverse, ctx.save_gates = reverse, save_gates
+    ctx.save_for_backward(w_hh, w_hr, h0, c0, lengths, cont, h, c, gates)
 
 
-def _backward(ctx, d_h: Tensor | None, d_c: Tensor | None, _d_gates: None):
-    w_hh, h0, c0, h, c, gates = ctx.saved_tensors
-    d_h = torch.zeros_like(h) if d_h is None else d_h.contiguous()
-    d_c = torch.zeros_like(c) if d_c is None else d_c.contiguous()
-    d_xg, d_h0, d_c0 = torch.ops.lrcn_fast.lstm_backward(d_h, d_c, w_hh, gates, c0, c)
+def _lstm_backward(
+    ctx: Any, d_h: Tensor | None, d_c: Tensor | None, d_gates: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if not ctx.save_gates:
+        raise RuntimeError("lstm: save_gates must be True where a gradient is needed, got False")
+    w_hh, w_hr, h0, c0, lengths, cont, h, c, gates = ctx.saved_tensors
+    d_xg, d_h0, d_c0, d_p = torch.ops.lrcn_fast.lstm_backward(
+        torch.zeros_like(h) if d_h is None else d_h.contiguous(),
+        torch.zeros_like(c) if d_c is None else d_c.contiguous(),
+        None if d_gates is None else d_gates.contiguous(),
+        w_hh,
+        w_hr,
+        gates,
+        c0,
+        c,
+        lengths,
+        cont,
+        ctx.reverse,
+    )
+    d_w_hh = d_w_hr = None
+    if ctx.needs_input_grad[1]:  # sum over t of d_xg[t]^T @ h[t-1]: one GEMM over all T*B rows
+        h_prev = _previous(h, h0, lengths, cont, ctx.reverse)
+        d_w_hh = d_xg.flatten(0, 1).T @ h_prev.flatten(0, 1)  # [4H, P]
+    if w_hr is not None and ctx.needs_input_grad[2]:
+        u = gates[..., -c.shape[-1] :] * c.tanh()  # [T, B, H]
+        d_w_hr = d_p.flatten(0, 1).T @ u.flatten(0, 1)  # [P, H]
+    return d_xg, d_w_hh, d_w_hr, d_h0, d_c0, None, None, None, None, None
 
-    # d_w_hh = sum_t d_xg[t]^T @ h[t-1]: one GEMM over all T*B rows.
-    h_prev = torch.cat([h0.unsqueeze(0), h[:-1]])  # [T, B, H]
-    d_w_hh = d_xg.flatten(0, 1).T @ h_prev.flatten(0, 1)  # [4H, H]
-    return d_xg, d_w_hh, d_h0, d_c0, None, None
+
+def _previous(
+    states: Tensor, start: Tensor, lengths: Tensor | None, cont: Tensor | None, reverse: bool
+) -> Tensor:
+    """The state that each step of :func:`lstm` started from; 0 past a row's end. [T, B, P]."""
+    T = states.shape[0]
+    if reverse:
+        previous = torch.cat([states, start.unsqueeze(0)])[1:]
+    else:
+        previous = torch.cat([start.unsqueeze(0), states])[:T]
+    if lengths is not None:
+        t = torch.arange(T, device=states.device)[:, None, None]
+        end = lengths[:, None]  # [B, 1]
+        if reverse:
+            previous = torch.where(t == end - 1, start, previous)
+        previous = torch.where(t < end, previous, 0)
+    if cont is not None:
+        previous = torch.where(cont.unsqueeze(-1) != 0, previous, 0)
+    return previous
 
 
-torch.library.register_autograd("lrcn_fast::lstm", _backward, setup_context=_setup_context)
+def _lstm_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, reverse = inputs
+    ctx.set_materialize_grads(False)
+    ctx.reverse = reverse
+    ctx.save_for_backward(*tensors)
+
+
+def _lstm_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    # Views, so that a path from one argument to another outside this op is not counted again inside it.
+    with torch.enable_grad():
+        arguments = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+        outputs = reference.lstm_backward(*arguments, reverse=ctx.reverse)
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad[:8]) if need]
+    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+    found: list[Tensor | None] = [None] * (len(arguments) + 1)
+    if pairs and wanted:
+        values = torch.autograd.grad(
+            [y for y, _ in pairs],
+            [arguments[i] for i in wanted],
+            [g for _, g in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        for i, value in zip(wanted, values, strict=True):
+            found[i] = value
+    return tuple(found)
+
+
+torch.library.register_autograd("lrcn_fast::lstm", _lstm_backward, setup_context=_lstm_setup)
+torch.library.register_autograd(
+    "lrcn_fast::lstm_backward", _lstm_backward_backward, setup_context=_lstm_backward_setup
+)
+
+
+# ---- autocast --------------------------------------------------------------------------------------------
+# torch.library.register_autocast takes one fixed dtype; these read the one the user asked for.
+
+
+def _autocast_lstm(*args: Any) -> Any:
+    device = args[0].device.type
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.lrcn_fast.lstm(*(_cast(a, dtype) for a in args))
+
+
+def _autocast_linear(*args: Any) -> Any:
+    with torch.autocast(args[0].device.type, enabled=False):
+        return torch.ops.lrcn_fast.linear(*(_cast(a, torch.float32) for a in args))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Autocast's own rule: floating-point tensors other than float64."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64:
+        return value.to(dtype)
+    return value
+
+
+_autocast = torch.library.Library("lrcn_fast", "IMPL")  # type: ignore[no-untyped-call]
+for _name, _rule, _key in (
+    ("lstm", _autocast_lstm, "AutocastCPU"),
+    ("lstm", _autocast_lstm, "AutocastCUDA"),
+    ("linear", _autocast_linear, "AutocastCPU"),
+):
+    _autocast.impl(_name, _rule, _key)  # type: ignore[no-untyped-call]
