@@ -23,9 +23,9 @@ Beam search, Hugging Face's rules (``compat="hf"``), for one image:
 among the K with its sum and competes with the continuations of the others. Done when all K have finished.
 
 Sampling draws word v when u falls in its share of the cumulative weights, words in ascending order, weights
-:math:`\exp(z_v - \max z)` in float64 with :math:`z` the float32 logits times ``logit_scale``. ``top_k`` and
-``top_p`` first keep the head of the order (z descending, word ascending): ``top_k`` words of it, then the
-shortest part whose share of the weights still there reaches ``top_p``.
+:math:`\exp(z_v - \max z)` in float64 with :math:`z` the float32 logits times ``logit_scale``. Before that
+``top_k`` keeps the words with z no less than the k-th largest, ties included, and ``top_p`` keeps the head of
+the order (z descending, word ascending) before which less than ``top_p`` of the weight has accumulated.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
 
@@ -239,7 +240,8 @@ def _continuations(
     generated = at - rules.prefix_length
     logprobs = process_scores(_log_softmax(logits), history, generated, rules.config, rules.eos_id)
     words = _top(logprobs, min(width, logits.shape[1]))
-    logprobs, words = logprobs.gather(1, words).view(B, K, -1), words.view(B, K, -1)
+    shape = B, K, words.shape[1]
+    logprobs, words = logprobs.gather(1, words).view(shape), words.view(shape)
     return logprobs, words, live.total.unsqueeze(-1) + logprobs
 
 
@@ -385,15 +387,14 @@ def _draw(logits: Tensor, config: GenerationConfig, uniforms: Tensor) -> Tensor:
     scaled = logits * config.logit_scale
     V = scaled.shape[1]
     weights = (scaled.double() - scaled.amax(-1, keepdim=True).double()).exp()
-    if 0 < config.top_k < V or config.top_p < 1.0:
-        _, order = scaled.sort(dim=1, descending=True, stable=True)
+    if 0 < config.top_k < V:
+        smallest = scaled.topk(config.top_k, dim=1).values[:, -1:]
+        weights = weights.masked_fill(scaled < smallest, 0.0)
+    if config.top_p < 1.0:
+        order = scaled.sort(dim=1, descending=True, stable=True).indices
         ordered = weights.gather(1, order)
-        if 0 < config.top_k < V:
-            ordered[:, config.top_k :] = 0.0
-        if config.top_p < 1.0:
-            # Keep a word if those before it do not reach top_p yet.
-            before = ordered.cumsum(1) - ordered
-            ordered[before >= config.top_p * ordered.sum(1, keepdim=True)] = 0.0
+        before = F.pad(ordered.cumsum(1)[:, :-1], (1, 0))
+        ordered[before / ordered.sum(1, keepdim=True) >= config.top_p] = 0.0
         weights = torch.zeros_like(weights).scatter(1, order, ordered)
     below = weights.cumsum(1)
     target = uniforms.to(below.device, torch.float64).unsqueeze(1) * below[:, -1:]

@@ -119,4 +119,5 @@ def test_wide_beam_finds_what_exhaustive_search_finds(options, seed):
                 score, rel=1e-5
             )
         for rank in range(len(expected), 5):
-            assert result.lengths[image, rank] == 0 and result.scores[image, rank] == -math.inf
+            assert result.lengths[image, rank] == 0
+            assert result.scores[image, rank] == -math.inf

@@ -159,6 +159,37 @@ class GenerationConfig:
         """The factor on the logits in sampling: 1 / temperature, or temperature for ``compat="caffe"``."""
         return self.temperature if self.compat == "caffe" else 1.0 / self.temperature
 
+    def check_vocabulary(self, vocab_size: int, eos_id: int) -> None:
+        """Check tokens against a vocabulary.
+
+        Raises:
+            ValueError: A token outside of it, a prefix that ends the sentence, or no word left to start with.
+        """
+        banned = set(self.suppress_tokens)
+        if banned and max(banned) >= vocab_size:
+            raise ValueError(
+                f"generate: suppress_tokens must be token ids in 0..{vocab_size - 1}, got {max(banned)}"
+            )
+        if self.min_new_tokens > 0:
+            banned.add(eos_id)
+        if len(banned) == vocab_size:
+            reason = " (min_new_tokens bans the end of sentence)" if self.min_new_tokens > 0 else ""
+            raise ValueError(
+                "generate: suppress_tokens must leave a word to start with, "
+                f"got all {vocab_size} banned{reason}"
+            )
+        if isinstance(self.prefix_ids, Tensor) and self.prefix_ids.numel() > 0:
+            low, high = int(self.prefix_ids.min()), int(self.prefix_ids.max())
+            if low < 0 or high >= vocab_size:
+                raise ValueError(
+                    f"generate: prefix_ids must be token ids in 0..{vocab_size - 1}, "
+                    f"got {low if low < 0 else high}"
+                )
+            if (self.prefix_ids == eos_id).any():
+                raise ValueError(
+                    f"generate: prefix_ids must not hold the end of sentence, got eos_id = {eos_id}"
+                )
+
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> int:
     wanted = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"

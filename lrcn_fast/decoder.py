@@ -1,0 +1,343 @@
+"""The word-by-word half of a captioner: embedding, LSTM layers, vocabulary projection, and search."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrcn_fast import ops
+from lrcn_fast._decoder_layers import LayerWeights, Layout
+from lrcn_fast.decoding import DecodeResult, GenerationConfig
+from lrcn_fast.reference_decoder import search_eagerly
+
+__all__ = ["CaptionDecoder"]
+
+
+class CaptionDecoder(torch.nn.Module):
+    """An LSTM language model that describes an image, with fast search.
+
+    One class for the whole family of Donahue et al. 2015 (arXiv:1411.4389, section 5) and its neighbours. The
+    image reaches the model in one of three ways:
+
+    - ``static_layer=l``: layer l sees it at every step; its input is ``cat(x, features)``. LRCN_1u is one
+    layer
+      with ``static_layer=0``, LRCN_2u two layers with 0, LRCN_2f two layers with 1.
+    - ``image_first=True``: it is the first input of layer 0 (Vinyals et al. 2015, "Show and Tell"),
+    followed by
+      begin of sentence, or with ``feed_bos=False`` directly by the first word.
+    - neither: a language model. ``features`` is None everywhere.
+
+    Shapes: B images, L words, V vocabulary, E embedding, H hidden, F features (F = E with ``image_first``).
+
+    Args:
+        embedding: Word vectors. [V, E].
+        layers: Unidirectional LSTM or LSTMCell modules of torch.nn or lrcn_fast.nn, bottom up; those with
+            several layers count as that many. Their parameters are shared, and their ``batch_first`` does
+            not matter.
+        projection: Hidden state to logits. [V, H].
+        static_layer: The layer that sees the features at every step.
+        image_first: Whether the features are the input before the first word.
+        feed_bos: Whether begin of sentence is an input. False only with ``image_first``.
+        bos_id: Begin of sentence.
+        eos_id: End of sentence; the same word as ``bos_id`` in LRCN.
+        pad_id: What fills results after the end of sentence. Any integer.
+
+    Raises:
+        ValueError: Sizes do not fit, or options contradict each other.
+        NotImplementedError: Bidirectional or projected LSTM layers, layer normalisation, zoneout or recurrent
+            dropout.
+
+    Example:
+        >>> from torch import nn
+        >>> decoder = CaptionDecoder(  # LRCN_2f
+        ...     nn.Embedding(100, 16), [nn.LSTM(16, 32), nn.LSTM(32 + 8, 32)], nn.Linear(32, 100),
+        static_layer=1) >>> decoder.generate(torch.randn(2, 8), num_beams=3,
+        max_new_tokens=5).sequences.shape torch.Size([2, 1, 5])
+    """
+
+    def __init__(
+        self,
+        embedding: torch.nn.Embedding,
+        layers: torch.nn.Module | Iterable[torch.nn.Module],
+        projection: torch.nn.Linear,
+        *,
+        static_layer: int | None = None,
+        image_first: bool = False,
+        feed_bos: bool = True,
+        bos_id: int = 0,
+        eos_id: int = 0,
+        pad_id: int = 0,
+    ) -> None:
+        super().__init__()
+        single = isinstance(layers, torch.nn.Module) and not isinstance(layers, Iterable)
+        modules: list[torch.nn.Module] = [layers] if single else list(layers)  # type: ignore
+        self.embedding = embedding
+        self.layers = torch.nn.ModuleList(modules)
+        self.projection = projection
+        self._layout = Layout.of(modules, embedding.embedding_dim, static_layer)
+        self.static_layer, self.image_first, self.feed_bos = static_layer, image_first, feed_bos
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        V, H = self.projection.out_features, self._layout.hidden[-1]
+        if self.projection.in_features != H:
+            raise ValueError(
+                f"CaptionDecoder: projection must take the H = {H} outputs of the last layer, "
+                f"got in_features = {self.projection.in_features}"
+            )
+        if self.embedding.num_embeddings != V:
+            raise ValueError(
+                "CaptionDecoder: projection must have one output for each word of the embedding = "
+                f"{self.embedding.num_embeddings}, got out_features = {V}"
+            )
+        if self.image_first and self.static_layer is not None:
+            raise ValueError(
+                f"CaptionDecoder: static_layer must be None with image_first=True, got {self.static_layer}"
+            )
+        if not self.feed_bos and not self.image_first:
+            raise ValueError("CaptionDecoder: feed_bos must be True unless image_first=True, got False")
+        for name in ("bos_id", "eos_id"):
+            value = getattr(self, name)
+            if not 0 <= value < V:
+                raise ValueError(f"CaptionDecoder: {name} must be in 0..{V - 1}, got {value}")
+
+    @property
+    def feature_dim(self) -> int | None:
+        """F, the size of one image's features; None for a language model."""
+        if self.image_first:
+            return self.embedding.embedding_dim
+        return self._layout.static_size or None
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of words."""
+        return self.projection.out_features
+
+    def _weights(self) -> list[LayerWeights]:
+        return list(self._layout.weights(list(self.layers)))
+
+    # ---------------------------------------------------------------- training
+
+    def forward(self, tokens: Tensor, features: Tensor | None = None) -> Tensor:
+        """Logits of given captions (teacher forcing). Differentiable.
+
+        The input at step t is begin of sentence followed by ``tokens[:, :t]``, so that ``logits[:, t]``
+        predicts ``tokens[:, t]``. In training mode the ``dropout`` between layers of one module applies.
+
+        Args:
+            tokens: Target words; anything valid after the end. [B, L] int64.
+            features: The images, or None for a language model. [B, F].
+
+        Returns:
+            Logits [B, L, V].
+        """
+        self._check_features("CaptionDecoder", features)
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ValueError(
+                f"CaptionDecoder: tokens must be integers [B, L], got {tokens.dtype} {list(tokens.shape)}"
+            )
+        B, L = tokens.shape
+        if features is not None and features.shape[0] != B:
+            raise ValueError(f"CaptionDecoder: features must have B = {B} rows, got {features.shape[0]}")
+        if L == 0:
+            return self.projection.weight.new_zeros(B, 0, self.vocab_size)
+
+        words = tokens.T[:-1]
+        if self.feed_bos:
+            words = torch.cat([words.new_full((1, B), self.bos_id), words])
+        x = self.embedding(words)  # [T, B, E]
+        if self.image_first:
+            assert features is not None
+            x = torch.cat([features.unsqueeze(0), x])
+        for weights, hidden, dropout in zip(
+            self._weights(), self._layout.hidden, self._layout.dropout, strict=True
+        ):
+            if weights.w_static is None:
+                xg = F.linear(x, weights.w_x, weights.bias)
+            else:
+                assert features is not None
+                # Once per image, not per step: the product does not depend on time.
+                xg = F.linear(x, weights.w_x) + F.linear(features, weights.w_static, weights.bias)
+            zeros = x.new_zeros(B, hidden)
+            x, _ = ops.lstm(xg, weights.w_hh, zeros, zeros)
+            x = F.dropout(x, dropout, self.training)
+        logits: Tensor = self.projection(x[-L:].transpose(0, 1))
+        return logits
+
+    def log_likelihood(self, tokens: Tensor, features: Tensor | None, lengths: Tensor) -> Tensor:
+        """The log-probability of whole captions, end of sentence included. Differentiable.
+
+        Args:
+            tokens: Words; what is beyond ``lengths`` is not read. [B, L] int64.
+            features: The images, or None for a language model. [B, F].
+            lengths: Words of each caption, its end of sentence included. [B] int64.
+
+        Returns:
+            Sums of log p [B].
+        """
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ValueError(
+                f"log_likelihood: tokens must be integers [B, L], got {tokens.dtype} {list(tokens.shape)}"
+            )
+        B, L = tokens.shape
+        if tuple(lengths.shape) != (B,) or lengths.is_floating_point():
+            raise ValueError(
+                f"log_likelihood: lengths must be integers [B] = [{B}], "
+                f"got {lengths.dtype} {list(lengths.shape)}"
+            )
+        if lengths.device.type == "cpu" and B > 0 and (lengths.min() < 0 or lengths.max() > L):
+            raise ValueError(
+                f"log_likelihood: lengths must be in 0..L = {L}, "
+                f"got {int(lengths.min())}..{int(lengths.max())}"
+            )
+        valid = torch.arange(L, device=tokens.device) < lengths.to(tokens.device).unsqueeze(1)
+        tokens = tokens.masked_fill(~valid, self.eos_id)
+        logits = self(tokens, features)
+        logprobs = -F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+        return torch.where(valid, logprobs, 0.0).sum(1)
+
+    def _check_features(self, function: str, features: Tensor | None) -> None:
+        size = self.feature_dim
+        if size is None:
+            if features is not None:
+                raise ValueError(
+                    f"{function}: features must be None without static_layer and image_first, "
+                    f"got a tensor of shape {list(features.shape)}"
+                )
+            return
+        if features is None:
+            raise ValueError(f"{function}: features must be [B, F] = [B, {size}], got None")
+        if features.ndim != 2 or features.shape[1] != size:
+            raise ValueError(f"{function}: features must be [B, F] = [B, {size}], got {list(features.shape)}")
+
+    # ---------------------------------------------------------------- decoding
+
+    @torch.no_grad()
+    def generate(  # noqa: D417 (the options are described once, in GenerationConfig)
+        self,
+        features: Tensor | None = None,
+        *,
+        num_beams: int = 5,
+        num_return_sequences: int = 1,
+        max_new_tokens: int = 20,
+        min_new_tokens: int = 0,
+        length_penalty: float = 0.0,
+        early_stopping: bool | Literal["never"] = False,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        no_repeat_ngram_size: int = 0,
+        repetition_penalty: float = 1.0,
+        suppress_tokens: Iterable[int] = (),
+        prefix_ids: Tensor | list[int] | list[list[int]] | None = None,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
+        compat: str = "hf",
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> DecodeResult:
+        """Describe images: beam search, greedy search (``num_beams=1``) or sampling (``do_sample=True``).
+
+        Every option is described in :class:`lrcn_fast.decoding.GenerationConfig`. "Draw N and keep the
+        likeliest" of the paper is ``do_sample=True, num_return_sequences=N``: results come likeliest first.
+
+        Args:
+            features: The images, or None for a language model. [B, F].
+            batch_size: B for a language model, 1 unless given.
+
+        Returns:
+            ``num_return_sequences`` captions per image, L = P + ``max_new_tokens``.
+
+        Raises:
+            ValueError: An option is out of range, features are not finite, or every word is banned.
+            NotImplementedError: An option that is valid, and not supported yet.
+        """
+        config = GenerationConfig(
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            repetition_penalty=repetition_penalty,
+            suppress_tokens=suppress_tokens,  # type: ignore[arg-type]
+            prefix_ids=prefix_ids,
+            num_beam_groups=num_beam_groups,
+            diversity_penalty=diversity_penalty,
+            compat=compat,
+            generator=generator,
+        )
+        prefix, uniforms = self._search_inputs(features, config, batch_size)
+        return search_eagerly(self, features, config, prefix, uniforms)
+
+    def _search_inputs(
+        self, features: Tensor | None, config: GenerationConfig, batch_size: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Check the arguments of ``generate`` against the model.
+
+        Returns:
+            A tuple:
+
+            - **prefix**: The first words of every image. [B, P] int64, on the model's device.
+            - **uniforms**: What sampling consumes, or None. [B, n, ``max_new_tokens``] float64, on the CPU.
+        """
+        self._check_features("generate", features)
+        config.check_vocabulary(self.vocab_size, self.eos_id)
+        weight = self.projection.weight
+        if features is None:
+            B = 1 if batch_size is None else batch_size
+            if isinstance(B, bool) or not isinstance(B, int) or B < 0:
+                raise ValueError(f"generate: batch_size must be an integer of at least 0, got {batch_size!r}")
+        else:
+            B = features.shape[0]
+            if batch_size is not None and batch_size != B:
+                raise ValueError(f"generate: batch_size must be None or B = {B}, got {batch_size}")
+            if features.device != weight.device:
+                raise ValueError(
+                    f"generate: features must be on the device of the model, {weight.device}, "
+                    f"got {features.device}"
+                )
+            if features.dtype != weight.dtype:
+                raise ValueError(
+                    f"generate: features must have the dtype of the model, {weight.dtype}, "
+                    f"got {features.dtype}"
+                )
+            finite = features.isfinite().all(1)
+            if not finite.all():
+                image = int(finite.logical_not().nonzero()[0])
+                raise ValueError(f"generate: features must be finite, got NaN or infinity in image {image}")
+
+        prefix = torch.empty(0, dtype=torch.int64) if config.prefix_ids is None else config.prefix_ids
+        assert isinstance(prefix, Tensor)
+        if prefix.ndim == 2 and prefix.shape[0] != B:
+            raise ValueError(
+                f"generate: prefix_ids must be [P] or [B, P] with B = {B}, got {list(prefix.shape)}"
+            )
+        prefix = prefix.to(weight.device).expand(B, prefix.shape[-1])
+
+        uniforms = None
+        if config.do_sample:
+            source = config.generator
+            uniforms = torch.rand(
+                (B, config.num_return_sequences, config.max_new_tokens),
+                dtype=torch.float64,
+                generator=source,
+                device="cpu" if source is None else source.device,
+            ).cpu()
+        return prefix, uniforms
+
+    def extra_repr(self) -> str:
+        """The options, for ``print(decoder)``."""
+        return (
+            f"static_layer={self.static_layer}, image_first={self.image_first}, feed_bos={self.feed_bos}, "
+            f"bos_id={self.bos_id}, eos_id={self.eos_id}, pad_id={self.pad_id}"
+        )
