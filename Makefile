@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NVCC := $(shell command -v nvcc 2>/dev/null)
 export LRCN_CUDA ?= $(if $(NVCC),ON,OFF)
 
-.PHONY: setup build demo test bench lint format clean
+.PHONY: setup build demo test bench gpu gpu-resources lint format clean
 
 # Installed once per change of pyproject.toml; `build` is incremental.
 $(VENV)/.installed: pyproject.toml
@@ -31,6 +31,15 @@ test: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+# On a machine with an NVIDIA GPU, with $(PYTHON)'s own torch: nothing is installed or downloaded.
+# STEPS="build test sanitize bench" does all of them, in this order.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(STEPS)
+
+# Registers, shared memory and spills of every kernel; needs nvcc, no GPU.
+gpu-resources:
+	$(PYTHON) benchmarks/cuda_resources.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,8 +1,11 @@
-// The C interface that the tests load with ctypes. Functions return nullptr, or the failure's text.
-#include <chrono>
+// The launchers as C functions, which the tests load with ctypes. They return nullptr, or the failure's text.
+// Compiled for the emulator and, with gpu/runtime.cpp in its place, for a GPU.
+#include "bindings.h"
+
+#include <exception>
+#include <string>
 
 #include "../../csrc/cuda/lstm.h"
-#include "engine.h"
 #include "selftest.h"
 
 namespace {
@@ -12,6 +15,7 @@ const char* guarded(F&& f) {
   static std::string message;
   try {
     f();
+    finish();
     return nullptr;
   } catch (const std::exception& e) {
     message = e.what();
@@ -19,37 +23,7 @@ const char* guarded(F&& f) {
   }
 }
 
-simt::Context bench_main, bench_fiber;
-void bench_loop() {
-  for (;;) simt::switch_context(bench_fiber, bench_main);
-}
-
 }  // namespace
-
-#define SIMT_API extern "C" __attribute__((visibility("default")))
-
-SIMT_API void simt_options(int policy, uint64_t seed) {
-  simt::options = {static_cast<simt::Policy>(policy), seed};
-}
-SIMT_API void simt_clear_buffers() {
-  simt::buffers.clear();
-}
-SIMT_API void simt_add_buffer(const char* name, const void* p, size_t bytes) {
-  const auto begin = reinterpret_cast<uintptr_t>(p);
-  simt::buffers.push_back({begin, begin + bytes, name});
-}
-SIMT_API uint64_t simt_switches() {
-  return simt::last_switches;
-}
-SIMT_API double simt_switch_ns() {
-  static char stack[16384];
-  constexpr int kRounds = 1000000;
-  simt::start_context(bench_fiber, stack, sizeof stack, bench_loop);
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < kRounds; ++i) simt::switch_context(bench_main, bench_fiber);
-  const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - start;
-  return elapsed.count() / (2 * kRounds);
-}
 
 using namespace lrcn::cuda;
 

@@ -35,7 +35,10 @@ EDGES = [Lstm(1, 1, 1), Lstm(2, 1, 127), Lstm(2, 2, 128), Lstm(2, 1, 129), Lstm(
 TYPES = [Lstm(4, 6, 5, dtype=d, **VARIANTS[i]) for d in cases.DTYPES[1:] for i in (0, 8, 11)]
 
 
-@pytest.mark.parametrize("case", CASES + EDGES + TYPES, ids=str)
+ALL = CASES + EDGES + TYPES
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
 def test_lstm(library, case):
     for schedule in schedules(24):
         cases.check_lstm(library, case, **schedule)

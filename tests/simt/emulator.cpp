@@ -1,0 +1,39 @@
+// The emulator's own C interface: schedules, the memory kernels may touch, and what a switch costs.
+#include <chrono>
+
+#include "bindings.h"
+#include "engine.h"
+
+void finish() {}  // the emulator's launches are over when they return
+
+namespace {
+
+simt::Context bench_main, bench_fiber;
+void bench_loop() {
+  for (;;) simt::switch_context(bench_fiber, bench_main);
+}
+
+}  // namespace
+
+SIMT_API void simt_options(int policy, uint64_t seed) {
+  simt::options = {static_cast<simt::Policy>(policy), seed};
+}
+SIMT_API void simt_clear_buffers() {
+  simt::buffers.clear();
+}
+SIMT_API void simt_add_buffer(const char* name, const void* p, size_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(p);
+  simt::buffers.push_back({begin, begin + bytes, name});
+}
+SIMT_API uint64_t simt_switches() {
+  return simt::last_switches;
+}
+SIMT_API double simt_switch_ns() {
+  static char stack[16384];
+  constexpr int kRounds = 1000000;
+  simt::start_context(bench_fiber, stack, sizeof stack, bench_loop);
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < kRounds; ++i) simt::switch_context(bench_main, bench_fiber);
+  const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - start;
+  return elapsed.count() / (2 * kRounds);
+}

@@ -1,0 +1,115 @@
+"""The kernels of csrc/cuda compiled by nvcc, behind the interface of ``simt.Library``.
+
+The checks of the emulator then run unchanged on a GPU, where they test what an emulator cannot: whether the
+PTX of ``device.cuh`` does what its twin does. Run as a script under compute-sanitizer, no torch kernel comes
+between.
+"""
+
+import ctypes
+import functools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SIMT = Path(__file__).resolve().parent.parent
+CUDA = SIMT.parents[1] / "csrc" / "cuda"
+
+
+@functools.cache
+def build(architecture: str) -> Path:
+    """Compile everything, one nvcc per file, all at once."""
+    out = Path(tempfile.mkdtemp(prefix="lrcn_gpu_"))
+    sources = [
+        *sorted(CUDA.glob("*.cu")),
+        SIMT / "selftest.cu",
+        SIMT / "bindings.cpp",
+        SIMT / "gpu" / "runtime.cpp",
+    ]
+    objects = [out / f"{source.name}.o" for source in sources]
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-O3",
+        "-lineinfo",
+        f"-arch=sm_{architecture}",
+        "-Xcompiler",
+        "-fPIC",
+        "-c",
+    ]
+    jobs = [
+        subprocess.Popen([*command, str(source), "-o", str(o)])
+        for source, o in zip(sources, objects, strict=True)
+    ]
+    if any([job.wait() for job in jobs]):
+        raise RuntimeError("nvcc failed")
+    target = out / "kernels.so"
+    subprocess.run(
+        ["nvcc", "-shared", f"-arch=sm_{architecture}", "-o", str(target), *map(str, objects)], check=True
+    )
+    return target
+
+
+class GpuError(Exception):
+    """A failed launch, or an error the kernel left behind."""
+
+
+class GpuLibrary:
+    """Calls launchers with numpy arrays, which are copied to the GPU and back."""
+
+    def __init__(self, architecture: str) -> None:
+        self._dll = ctypes.CDLL(str(build(architecture)))
+        self._dll.gpu_allocate.restype = ctypes.c_void_p
+        self._dll.gpu_allocate.argtypes = [ctypes.c_size_t]
+        self._dll.gpu_free.argtypes = [ctypes.c_void_p]
+        self._dll.gpu_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+    def call(self, name: str, **arguments: object) -> None:
+        """Run one launcher. Arrays change in place; numbers become int64."""
+        arrays, values = [], []
+        try:
+            for value in arguments.values():
+                if isinstance(value, np.ndarray):
+                    pointer = self._dll.gpu_allocate(max(value.nbytes, 1))
+                    if pointer is None:
+                        raise GpuError("cudaMalloc failed")
+                    arrays.append((pointer, value))
+                    self._copy(pointer, value.ctypes.data, value.nbytes)
+                    values.append(ctypes.c_void_p(pointer))
+                else:
+                    values.append(value if value is None else ctypes.c_int64(value))
+            function = getattr(self._dll, name)
+            function.restype = ctypes.c_char_p
+            message = function(*values)
+            if message is not None:
+                raise GpuError(f"{name}: {message.decode()}")
+            for pointer, value in arrays:
+                self._copy(value.ctypes.data, pointer, value.nbytes)
+        finally:
+            for pointer, _ in arrays:
+                self._dll.gpu_free(pointer)
+
+    def _copy(self, to: int, source: int, count: int) -> None:
+        status = self._dll.gpu_copy(to, source, count)
+        if status != 0:
+            raise GpuError(f"cudaMemcpy failed with status {status}")
+
+
+def main() -> None:
+    """Every kernel once, for compute-sanitizer."""
+    sys.path.insert(0, str(SIMT))
+    import cases
+    import selftest_cases
+    import test_lstm_kernels
+
+    library = GpuLibrary(sys.argv[1])
+    selftest_cases.check_self(library)
+    for case in test_lstm_kernels.ALL:
+        cases.check_lstm(library, case)
+    print(f"{len(test_lstm_kernels.ALL)} cases")
+
+
+if __name__ == "__main__":
+    main()

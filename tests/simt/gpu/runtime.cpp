@@ -1,0 +1,21 @@
+// What emulator.cpp is to the emulator, for a GPU: memory for the arrays of a call, and the wait at its end.
+#include <cuda_runtime.h>
+
+#include "../../../csrc/cuda/launch.h"
+#include "../bindings.h"
+
+void finish() {
+  lrcn::cuda::check(cudaDeviceSynchronize(), "kernel");
+}
+
+// Exactly `bytes`, so that compute-sanitizer sees an access past the end. nullptr when there is no memory.
+SIMT_API void* gpu_allocate(size_t bytes) {
+  void* p = nullptr;
+  return cudaMalloc(&p, bytes) == cudaSuccess ? p : nullptr;
+}
+SIMT_API void gpu_free(void* p) {
+  cudaFree(p);
+}
+SIMT_API int gpu_copy(void* to, const void* from, size_t bytes) {
+  return cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+}

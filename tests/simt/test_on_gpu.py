@@ -1,0 +1,35 @@
+"""The emulator's checks, on a GPU."""
+
+import sys
+
+import cases
+import pytest
+import selftest_cases
+import torch
+from simt import HERE
+from test_lstm_kernels import ALL
+
+pytestmark = pytest.mark.needs_cuda
+
+
+@pytest.fixture(scope="module")
+def library():
+    sys.path.insert(0, str(HERE / "gpu"))
+    from library import GpuLibrary
+
+    major, minor = torch.cuda.get_device_capability()
+    return GpuLibrary("90a" if major == 9 else f"{major}{minor}")
+
+
+@pytest.mark.parametrize(
+    "which", range(7), ids=["shuffles", "reduce", "rotate", "peers", "pipe", "mailbox", "mma"]
+)
+def test_primitives(library, which):
+    if which in (3, 4) and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs clusters")
+    selftest_cases.check_self(library, which)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_lstm(library, case):
+    cases.check_lstm(library, case)
