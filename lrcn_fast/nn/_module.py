@@ -1,0 +1,232 @@
+"""What LSTM and LSTMCell share: parameters under torch.nn's names, and packed inference weights.
+
+A *pack* is one direction's weights in the layout of the CPU kernels. It is a cache, and a stale cache is a
+wrong answer, so the rules are strict:
+
+- A pack remembers the very tensors it was made from and their version counters, and is remade when either
+  differs. That is not enough: fused optimisers and writes through ``.data`` change neither.
+- So everything that usually surrounds such writes drops the packs: ``train()``, ``eval()``,
+  ``load_state_dict()`` and whatever goes through ``_apply`` (``to()``, ``half()``, ``share_memory()``, ...).
+- Packs are never pickled or copied: their layout depends on the instruction set of the machine.
+- Training never reads one.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from lrcn_fast import ops
+from lrcn_fast.nn._checks import compute_dtype, in_func_transform
+
+PACK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+class Weights(NamedTuple):
+    """The parameters of one direction of one layer, or what stands in for them (casts, functional_call)."""
+
+    ih: Tensor  # [4H, I]
+    hh: Tensor  # [4H, P]
+    b_ih: Tensor | None  # [4H]
+    b_hh: Tensor | None  # [4H]
+    hr: Tensor | None  # [P, H]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The sum of both biases. [4H]."""
+        return None if self.b_ih is None or self.b_hh is None else self.b_ih + self.b_hh
+
+    def to(self, dtype: torch.dtype) -> "Weights":
+        """Cast every tensor."""
+        return Weights(*(None if w is None else w.to(dtype) for w in self))  # type: ignore[arg-type]
+
+
+class Pack(NamedTuple):
+    """Packed weights, and what they were made from."""
+
+    ih: Tensor
+    hh: Tensor
+    bias: Tensor | None  # [4H]
+    made_from: Weights
+    versions: tuple[int, ...]
+
+    def is_made_from(self, weights: Weights) -> bool:
+        """Whether the pack was made from these very tensors, though perhaps from other values."""
+        return all(a is b for a, b in zip(self.made_from, weights, strict=True))
+
+
+def _versions(weights: Weights) -> tuple[int, ...]:
+    # A tensor made in inference mode has no version counter: a write to it is one that autograd cannot see.
+    return tuple(0 if w.is_inference() else w._version for w in weights if w is not None)
+
+
+class RecurrentModule(nn.Module):
+    """Parameters of one or more directions, and their packs."""
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+
+    # One tuple per direction of each layer: the names of its parameters, in the order of `Weights`.
+    _names: list[tuple[str | None, ...]]
+    _packs: dict[int, Pack]
+    _prepared: str | None  # the dtype asked of prepare(), None if it was not called
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names = []
+        self._packs = {}
+        self._prepared = None
+
+    def _torch_names(self) -> Iterator[str]:
+        """Names of the parameters that torch.nn's class has too, in its order."""
+        return (name for names in self._names for name in names if name is not None)
+
+    def reset_parameters(self) -> None:
+        """Draw every weight and bias from U(-1/sqrt(H), 1/sqrt(H)), in torch.nn's order."""
+        bound = self.hidden_size**-0.5
+        for name in self._torch_names():
+            nn.init.uniform_(getattr(self, name), -bound, bound)
+
+    def _weights(self, index: int) -> Weights:
+        ih, hh, b_ih, b_hh, hr = (None if n is None else getattr(self, n) for n in self._names[index])
+        return Weights(ih, hh, b_ih, b_hh, hr)  # type: ignore[arg-type]
+
+    def _share_parameters(self, module: nn.Module) -> None:
+        """Take over the parameters, the hooks and the mode of the torch.nn module this one replaces."""
+        if set(self._parameters) != set(module._parameters):
+            missing = sorted(set(self._parameters) - set(module._parameters))
+            raise ValueError(
+                f"from_torch: module must hold {', '.join(missing)} as plain parameters, got a "
+                f"{type(module).__name__} with weight_norm, pruning or a parametrization: remove it first"
+            )
+        for name in self._parameters:
+            self._parameters[name] = module._parameters[name]
+        for name, value in module.__dict__.items():
+            # The dictionaries themselves: the handles users hold then remove hooks from both.
+            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+                self.__dict__[name] = value
+        self.train(module.training)
+
+    # Packs: making and reading them.
+
+    def prepare(self, dtype: str = "float32") -> Self:
+        """Pack the weights for inference now, instead of on the first call in eval mode.
+
+        In eval mode the module then computes with weights rounded to ``dtype``, also after ``train()`` and
+        ``eval()``, which drop the packs and leave the choice. Input, output and arithmetic stay float32.
+        What training computes does not change. Under ``torch.compile`` only packs made here are read.
+
+        In eval mode, a write to the weights that autograd does not see (``.data``, a fused optimiser) needs
+        ``prepare()`` again, and so does any write in place once the module is compiled.
+
+        Args:
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row).
+
+        Returns:
+            The module.
+
+        Raises:
+            ValueError: ``dtype`` is none of these, or the parameters are not float32.
+            NotImplementedError: There is no packed kernel for the module's device or options.
+        """
+        if dtype not in PACK_DTYPES:
+            raise ValueError(f"prepare: dtype must be float32, bfloat16 or int8, got {dtype!r}")
+        packs = {}
+        for index in range(len(self._names)):
+            weights = self._weights(index)
+            self._check_can_pack(dtype, weights)
+            if weights.hh.device.type == "cpu" and not self._is_custom():
+                packs[index] = _make_pack(weights, dtype)
+        self._packs, self._prepared = packs, dtype
+        return self
+
+    def _is_custom(self) -> bool:
+        """Whether the cell is one that the kernels do not compute."""
+        return False
+
+    def _check_can_pack(self, dtype: str, weights: Weights) -> None:
+        if dtype != "float32" and self._is_custom():
+            raise NotImplementedError(
+                f"prepare: dtype must be float32 with layer_norm, zoneout or recurrent_dropout, got {dtype}"
+            )
+        if dtype != "float32" and weights.hh.device.type != "cpu":
+            raise NotImplementedError(
+                f"prepare: dtype must be float32 on {weights.hh.device}, got {dtype}; "
+                "packed weights are for the CPU, use .bfloat16() or .half() elsewhere"
+            )
+        if weights.hh.dtype != torch.float32:
+            raise ValueError(f"prepare: parameters must be torch.float32, got {weights.hh.dtype}")
+
+    def _reads_packs(self, weights: Weights, *inputs: Tensor) -> bool:
+        """Whether this call is inference that packed weights serve."""
+        if self.training or self._is_custom() or in_func_transform():
+            return False
+        if self._prepared is None or self._prepared == "float32":
+            if weights.hh.dtype != torch.float32 or weights.hh.device.type != "cpu":
+                return False
+            if compute_dtype(weights.hh) is not None:
+                return False  # autocast asks for something else
+            # A traced program reads a pack only where the user has promised to renew it.
+            if torch.compiler.is_exporting() or (
+                torch.compiler.is_compiling() and (self._prepared is None or not self._packs)
+            ):
+                return False
+            # Gradients are exact in float32: leave them to the differentiable path.
+            tensors = (*inputs, *(w for w in weights if w is not None))
+            return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        self._check_can_pack(self._prepared, weights)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            raise ValueError(
+                f"{type(self).__name__}: input and hx must not require grad with weights prepared as "
+                f"{self._prepared}, got requires_grad=True; use torch.no_grad() or prepare('float32')"
+            )
+        return True
+
+    def _pack(self, index: int, weights: Weights) -> Pack:
+        pack = self._packs.get(index)
+        dtype = self._prepared or "float32"
+        if torch.compiler.is_compiling():
+            # Tracing must not fill the cache. An exported program must not carry a pack to another machine:
+            # there, packing is part of the program.
+            if pack is None or not pack.is_made_from(weights) or torch.compiler.is_exporting():
+                return _make_pack(weights, dtype)
+            return pack
+        if pack is None or not pack.is_made_from(weights) or pack.versions != _versions(weights):
+            pack = self._packs[index] = _make_pack(weights, dtype)
+        return pack
+
+    # Packs: dropping them.
+
+    def _drop_packs(self) -> None:
+        self._packs = {}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode and drop the packed weights."""
+        self._drop_packs()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._drop_packs()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._drop_packs()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packs": {}}
+
+
+def _make_pack(weights: Weights, dtype: str) -> Pack:
+    with torch.no_grad():
+        return Pack(
+            ops.linear_pack(weights.ih, dtype=PACK_DTYPES[dtype]),
+            ops.lstm_pack(weights.hh, weights.hr, dtype=PACK_DTYPES[dtype]),
+            weights.bias,
+            weights,
+            () if torch.compiler.is_compiling() else _versions(weights),
+        )

@@ -1,0 +1,137 @@
+"""One LSTM step as a module."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrcn_fast import ops, reference
+from lrcn_fast.nn._checks import (
+    check_flags,
+    check_hx,
+    check_like_weights,
+    check_sizes,
+    compute_dtype,
+    in_func_transform,
+)
+from lrcn_fast.nn._module import RecurrentModule
+
+
+class LSTMCell(RecurrentModule):
+    """One LSTM step, a replacement for :class:`torch.nn.LSTMCell`: same parameters, same numbers.
+
+    For a sequence that is known in advance :class:`lrcn_fast.nn.LSTM` is much faster: it projects all inputs
+    at once and keeps the weights in cache from step to step.
+
+    Args:
+        input_size: Size of each input, I.
+        hidden_size: Size of the state, H.
+        bias: Whether to add ``bias_ih`` and ``bias_hh``.
+        device: Where to make the parameters.
+        dtype: Their type.
+
+    Raises:
+        ValueError: A size is not a positive int, or ``bias`` not a bool.
+
+    Example:
+        >>> cell = LSTMCell(10, 20)
+        >>> h, c = cell(torch.randn(3, 10))
+        >>> h.shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes("LSTMCell", input_size=input_size, hidden_size=hidden_size)
+        check_flags("LSTMCell", bias=bias)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.weight_ih = parameter(4 * hidden_size, input_size)
+        self.weight_hh = parameter(4 * hidden_size, hidden_size)
+        self.register_parameter("bias_ih", parameter(4 * hidden_size) if bias else None)
+        self.register_parameter("bias_hh", parameter(4 * hidden_size) if bias else None)
+        biases = ("bias_ih", "bias_hh") if bias else (None, None)
+        self._names = [("weight_ih", "weight_hh", *biases, None)]
+        self.reset_parameters()
+
+    @classmethod
+    def from_torch(cls, torch_cell: nn.LSTMCell) -> "LSTMCell":
+        """Make a cell that shares the parameters of a :class:`torch.nn.LSTMCell`.
+
+        Raises:
+            ValueError: ``torch_cell`` is something else, or its weights are not plain parameters.
+        """
+        if not isinstance(torch_cell, nn.LSTMCell):
+            raise ValueError(
+                f"from_torch: torch_cell must be a torch.nn.LSTMCell, got {type(torch_cell).__name__}"
+            )
+        new = cls(torch_cell.input_size, torch_cell.hidden_size, torch_cell.bias, device="meta")
+        new._share_parameters(torch_cell)
+        return new
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            input: [B, I], or [I] for a single row.
+            hx: ``(h, c)`` before the step, zeros if None. [B, H] each, or [H].
+
+        Returns:
+            A tuple:
+
+            - **h**: Hidden state after the step. [B, H] or [H].
+            - **c**: Cell state after the step. [B, H] or [H].
+
+        Raises:
+            ValueError: A shape or dtype does not fit the weights.
+        """
+        H = self.hidden_size
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"LSTMCell: input must be [B, I] or [I], I = {self.input_size}, got {list(input.shape)}"
+            )
+        weights = self._weights(0)
+        check_like_weights("LSTMCell", "input", input, weights.hh)
+        shape = (*input.shape[:-1], H)
+        if hx is None:
+            h0 = c0 = torch.zeros(shape, dtype=weights.hh.dtype, device=input.device)
+        else:
+            h0, c0 = check_hx("LSTMCell", hx)
+            for i, state in enumerate((h0, c0)):
+                if state.shape != shape:
+                    raise ValueError(f"LSTMCell: hx[{i}] must be {list(shape)}, got {list(state.shape)}")
+                check_like_weights("LSTMCell", f"hx[{i}]", state, weights.hh)
+        batched = input.dim() == 2
+        if not batched:
+            input, h0, c0 = input[None], h0[None], c0[None]
+
+        if self._reads_packs(weights, input, h0, c0):
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                pack = self._pack(0, weights)
+                xg = ops.linear(input.float(), pack.ih, pack.bias, 4 * H)[None]  # [1, B, 4H]
+                h, c = ops.lstm(xg, weights.hh, h0.float(), c0.float(), packed=pack.hh)
+        else:
+            dtype = compute_dtype(weights.hh)
+            if dtype is not None:
+                weights, input, h0, c0 = weights.to(dtype), input.to(dtype), h0.to(dtype), c0.to(dtype)
+            xg = F.linear(input, weights.ih, weights.bias)[None]
+            lstm = reference.lstm if in_func_transform() else ops.lstm
+            h, c = lstm(xg, weights.hh, h0, c0)
+        h, c = h[0], c[0]
+        if h.requires_grad:
+            # The op keeps h and c for backward; loops over cells write into their states (`h[done] = 0`).
+            h, c = h.clone(), c.clone()
+        return (h, c) if batched else (h[0], c[0])
+
+    def extra_repr(self) -> str:
+        """Sizes, and what differs from the defaults."""
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")

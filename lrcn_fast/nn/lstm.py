@@ -1,0 +1,496 @@
+"""Multi-layer LSTM as a module."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from lrcn_fast import ops, reference
+from lrcn_fast.nn._checks import (
+    check_flags,
+    check_hx,
+    check_like_weights,
+    check_probability,
+    check_sizes,
+    compute_dtype,
+    in_func_transform,
+)
+from lrcn_fast.nn._module import RecurrentModule, Weights
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTM(RecurrentModule):
+    r"""Multi-layer LSTM, a replacement for :class:`torch.nn.LSTM`.
+
+    Same constructor, same parameters (names, order, initial values for a given seed), same results; not a
+    subclass. For each layer and direction
+
+    .. math::
+        z_t &= W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh} \\
+        c_t &= \sigma(z_f) \odot c_{t-1} + \sigma(z_i) \odot \tanh(z_g) \\
+        h_t &= \sigma(z_o) \odot \tanh(c_t)
+
+    with the gates of z in the order i, f, g, o. With a projection, h is multiplied by :math:`W_{hr}`.
+    Beyond torch.nn.LSTM: per-row ``lengths`` and reset markers ``cont`` in :meth:`forward`, packed inference
+    weights in :meth:`prepare`, and three variants of the cell. Those three are computed step by step in
+    PyTorch (:func:`lrcn_fast.reference.lstm`): right and differentiable on every device, not yet fused. So is
+    the plain cell under the transforms of ``torch.func`` (grad, vmap, jvp), which custom operators lack.
+
+    **layer_norm** (Ba et al. 2016, the LSTM of the supplement), over each whole vector [4H] or [H]:
+
+    .. math::
+        z_t &= \mathrm{LN}(W_{ih} x_t) + \mathrm{LN}(W_{hh} h_{t-1}) + b_{ih} + b_{hh} \\
+        h_t &= \sigma(z_o) \odot \tanh(\mathrm{LN}(c_t))
+
+    with parameters ``ln_ih_weight_l0``, ``ln_ih_bias_l0``, ``ln_hh_weight_l0``, ``ln_hh_bias_l0``,
+    ``ln_c_weight_l0``, ``ln_c_bias_l0`` for layer 0, ones and zeros at first.
+
+    **zoneout** (Krueger et al. 2017, section 3), with h', c' the values without it:
+
+    .. math::
+        c_t &= k^c_t \odot c_{t-1} + (1 - k^c_t) \odot c'_t \\
+        h_t &= k^h_t \odot h_{t-1} + (1 - k^h_t) \odot h'_t
+
+    In training k is 1 with the given probability and else 0, for each element and step; in eval mode it is
+    the probability itself. h' reads c', not the kept c.
+
+    **recurrent_dropout** (Semeniuta et al. 2016, section 3) drops elements of the candidate
+    :math:`\tanh(z_g)`, anew at each step, and scales the others by 1/(1-p). Eval mode drops nothing.
+
+    Each layer and direction draws its masks from torch's default generator, in the order zoneout of h,
+    zoneout of c, recurrent dropout.
+
+    Inference is fastest in eval mode under ``torch.inference_mode()`` or ``torch.no_grad()``, float32, on the
+    CPU: the weights are then packed once for the kernels, see :meth:`prepare`.
+
+    Args:
+        input_size: Size of each input, I.
+        hidden_size: Size of the cell, H.
+        num_layers: Layers, L.
+        bias: Whether to add ``bias_ih`` and ``bias_hh``.
+        batch_first: Input and output are [B, T, ...] instead of [T, B, ...]. Nothing else changes layout, but
+            ``cont``, which follows the input.
+        dropout: Probability of dropout on the output of each layer but the last, in training.
+        bidirectional: Run a second LSTM from each row's end, and concatenate (directions D = 2).
+        proj_size: Size of h, P, if not 0. Less than H.
+        device: Where to make the parameters.
+        dtype: Their type.
+        layer_norm: Normalise, as above.
+        zoneout: Probability to keep an element of the old state: a number, or a pair for h and c.
+        recurrent_dropout: Probability to drop an element of the candidate.
+
+    Raises:
+        ValueError: An argument is of the wrong type or out of range.
+
+    Example:
+        >>> lstm = LSTM(10, 20, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10), lengths=torch.tensor([5, 0, 2]))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes("LSTM", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_flags(
+            "LSTM",
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bool(bidirectional),
+            layer_norm=layer_norm,
+        )
+        if not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+            raise ValueError(
+                f"LSTM: proj_size must be an int, 0 to hidden_size - 1 = {hidden_size - 1}, got {proj_size!r}"
+            )
+        pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
+        if len(pair) != 2:
+            raise ValueError(f"LSTM: zoneout must be a number or a pair (hidden, cell), got {zoneout!r}")
+        self.mode = "LSTM"
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.bidirectional = bias, batch_first, bool(bidirectional)
+        self.dropout = check_probability("LSTM", "dropout", dropout)
+        self.proj_size = proj_size
+        self.layer_norm = layer_norm
+        self.zoneout = tuple(check_probability("LSTM", "zoneout", p) for p in pair)
+        self.recurrent_dropout = check_probability("LSTM", "recurrent_dropout", recurrent_dropout)
+        if self.dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"LSTM: dropout = {dropout} does nothing with num_layers = 1: it acts between layers",
+                stacklevel=2,
+            )
+
+        D, H, P = 1 + self.bidirectional, hidden_size, proj_size or hidden_size
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self._suffixes = []
+        for layer in range(num_layers):
+            for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:D]:
+                names: tuple[str | None, ...] = ("weight_ih" + suffix, "weight_hh" + suffix)
+                names += ("bias_ih" + suffix, "bias_hh" + suffix) if bias else (None, None)
+                names += ("weight_hr" + suffix if proj_size else None,)
+                shapes = ((4 * H, D * P if layer else input_size), (4 * H, P), (4 * H,), (4 * H,), (P, H))
+                for name, shape in zip(names, shapes, strict=True):
+                    if name is not None:
+                        self.register_parameter(name, parameter(*shape))
+                self._names.append(names)
+                self._suffixes.append(suffix)
+        if layer_norm:  # after torch's parameters, which keep their places in parameters()
+            for suffix in self._suffixes:
+                for norm, size in (("ih", 4 * H), ("hh", 4 * H), ("c", H)):
+                    for what in ("weight", "bias"):
+                        self.register_parameter(f"ln_{norm}_{what}{suffix}", parameter(size))
+        self.reset_parameters()
+
+    @classmethod
+    def from_torch(cls, torch_lstm: nn.LSTM) -> "LSTM":
+        """Make an LSTM that shares the parameters, hooks and mode of a :class:`torch.nn.LSTM`.
+
+        Raises:
+            ValueError: ``torch_lstm`` is something else, or its weights are not plain parameters.
+        """
+        if not isinstance(torch_lstm, nn.LSTM):
+            raise ValueError(
+                f"from_torch: torch_lstm must be a torch.nn.LSTM, got {type(torch_lstm).__name__}"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has warned of the useless dropout
+            new = cls(
+                torch_lstm.input_size,
+                torch_lstm.hidden_size,
+                torch_lstm.num_layers,
+                torch_lstm.bias,
+                torch_lstm.batch_first,
+                torch_lstm.dropout,
+                torch_lstm.bidirectional,
+                torch_lstm.proj_size,
+                device="meta",
+            )
+        new._share_parameters(torch_lstm)
+        return new
+
+    def reset_parameters(self) -> None:
+        """Draw torch.nn.LSTM's parameters as it does; layer normalisation starts as the identity."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("ln_"):
+                nn.init.constant_(parameter, 1.0 if "_weight_" in name else 0.0)
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters torch.nn.LSTM has too, one list per layer and direction."""
+        return [[getattr(self, name) for name in names if name is not None] for names in self._names]
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the parameters need no particular place in memory. Kept for torch.nn's callers."""
+
+    def extra_repr(self) -> str:
+        """Sizes, and what differs from the defaults."""
+        text = f"{self.input_size}, {self.hidden_size}"
+        defaults: dict[str, Any] = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "layer_norm": False,
+            "zoneout": (0.0, 0.0),
+            "recurrent_dropout": 0.0,
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        cont: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the sequences.
+
+        Args:
+            input: [T, B, I], or [B, T, I] with ``batch_first``; [T, I] for one sequence; or a PackedSequence.
+            hx: ``(h_0, c_0)``, zeros if None. [L*D, B, P] and [L*D, B, H], without B for one sequence.
+            lengths: Steps of each row, 0..T, int64, on the input's device; checked on the CPU, clamped
+                elsewhere. What lies beyond, NaN included, reaches neither outputs nor gradients. [B].
+            cont: 0 where a new sequence starts in the middle of a row: that step begins from zeros, in every
+                layer, and no gradient passes. Laid out as the input. [T, B] or [B, T]; bool, or 0 and 1.
+
+        Returns:
+            A tuple:
+
+            - **output**: h of the last layer, 0 past a row's length. [T, B, D*P], laid out as the input.
+            - **(h_n, c_n)**: State after each row's own last step, hx for a row of length 0.
+              [L*D, B, P] and [L*D, B, H].
+
+        Raises:
+            ValueError: A shape, dtype, device or length is wrong, or ``lengths`` comes with a PackedSequence.
+            NotImplementedError: ``cont`` with a bidirectional LSTM or a PackedSequence.
+        """
+        if cont is not None and self.bidirectional:
+            raise NotImplementedError("LSTM: cont must be None with bidirectional=True, got a tensor")
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError(
+                    "LSTM: lengths must be None with a PackedSequence, which has its own, got a tensor"
+                )
+            if cont is not None:
+                raise NotImplementedError(
+                    "LSTM: cont must be None with a PackedSequence, got a tensor; pad and use lengths"
+                )
+            return self._forward_packed(input, hx)
+
+        layout = ("[B, T, I]" if self.batch_first else "[T, B, I]") + f" or [T, I], I = {self.input_size}"
+        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
+            raise ValueError(f"LSTM: input must be {layout}, got {list(input.shape)}")
+        batched = input.dim() == 3
+        x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
+        T = x.shape[0]
+        if T == 0:
+            raise ValueError(f"LSTM: input must have at least one step, got {list(input.shape)}")
+        h0, c0 = self._initial_state(x, hx, batched)
+        if lengths is not None:
+            lengths = _check_lengths(lengths, x, batched)
+            # Once here: the layers above read zeros there. 0 * NaN would reach the gradient of weight_ih.
+            inside = torch.arange(T, device=x.device).unsqueeze(1) < lengths  # [T, B]
+            x = torch.where(inside.unsqueeze(-1), x, 0)
+        if cont is not None:
+            if cont.shape != input.shape[:-1]:
+                raise ValueError(
+                    f"LSTM: cont must be laid out as input = {list(input.shape[:-1])}, got {list(cont.shape)}"
+                )
+            if cont.device != x.device:
+                raise ValueError(
+                    f"LSTM: cont must be on the device of the input, {x.device}, got {cont.device}"
+                )
+            cont = cont.unsqueeze(1) if not batched else cont.transpose(0, 1) if self.batch_first else cont
+
+        y, h_n, c_n = self._run(x, h0, c0, lengths, cont)
+        if not batched:
+            return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return y.transpose(0, 1) if self.batch_first else y, (h_n, c_n)
+
+    def _forward_packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+        """Pad, run with lengths, and pack again; each in one indexing operation."""
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if data.dim() != 2 or data.shape[1] != self.input_size:
+            raise ValueError(
+                f"LSTM: input.data must be [N, I], I = {self.input_size}, got {list(data.shape)}"
+            )
+        T, B, N = batch_sizes.shape[0], int(batch_sizes[0]), data.shape[0]
+        # Element n of data is row `row[n]` at step `step[n]`; rows are sorted by length. On the CPU, where
+        # batch_sizes is.
+        step = torch.repeat_interleave(torch.arange(T), batch_sizes, output_size=N)
+        row = torch.arange(N) - (batch_sizes.cumsum(0) - batch_sizes)[step]
+        place = (step * B + row).to(data.device)
+        lengths = (batch_sizes.unsqueeze(1) > torch.arange(B)).sum(0).to(data.device)
+
+        x = data.new_zeros(T * B, self.input_size).index_copy(0, place, data).view(T, B, -1)
+        h0, c0 = self._initial_state(x, hx, batched=True)
+        if sorted_indices is not None and hx is not None:
+            h0, c0 = h0.index_select(1, sorted_indices), c0.index_select(1, sorted_indices)
+        y, h_n, c_n = self._run(x, h0, c0, lengths, None)
+        if unsorted_indices is not None:
+            h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
+        packed = y.flatten(0, 1).index_select(0, place)
+        return PackedSequence(packed, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+    def _initial_state(self, x: Tensor, hx: State | None, batched: bool) -> State:
+        weight = self._weights(0).hh
+        check_like_weights("LSTM", "input", x, weight)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        B, LD = x.shape[1], len(self._names)
+        if hx is None:
+            h0, c0 = (x.new_zeros(1, B, size, dtype=weight.dtype).expand(LD, B, size) for size in sizes)
+            return h0, c0
+        hx = check_hx("LSTM", hx)
+        for i, (state, size) in enumerate(zip(hx, sizes, strict=True)):
+            shape = [LD, B, size] if batched else [LD, size]
+            if list(state.shape) != shape:
+                names = ("[L*D, B, P]", "[L*D, B, H]") if batched else ("[L*D, P]", "[L*D, H]")
+                raise ValueError(f"LSTM: hx[{i}] must be {names[i]} = {shape}, got {list(state.shape)}")
+            check_like_weights("LSTM", f"hx[{i}]", state, weight)
+        return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+
+    def _run(
+        self, x: Tensor, h0: Tensor, c0: Tensor, lengths: Tensor | None, cont: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run all layers, time-major: x [T, B, I] to y [T, B, D*P], h_n [L*D, B, P] and c_n [L*D, B, H]."""
+        D = 1 + self.bidirectional
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
+        for layer in range(self.num_layers):
+            if layer:
+                x = F.dropout(x, self.dropout, self.training)
+            outputs = []
+            for index in range(layer * D, layer * D + D):
+                reverse = index % D == 1
+                h, c = self._run_direction(index, x, h0[index], c0[index], lengths, cont, reverse)
+                h_n.append(_last(h, h0[index], lengths, reverse))
+                c_n.append(_last(c, c0[index], lengths, reverse))
+                outputs.append(h)
+            x = torch.cat(outputs, dim=-1) if D == 2 else outputs[0]
+        return x, torch.stack(h_n), torch.stack(c_n)
+
+    def _run_direction(
+        self,
+        index: int,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        lengths: Tensor | None,
+        cont: Tensor | None,
+        reverse: bool,
+    ) -> State:
+        w = self._weights(index)
+        if self._reads_packs(w, x, h0, c0):
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                pack = self._pack(index, w)
+                xg = ops.linear(x.float(), pack.ih, pack.bias, 4 * self.hidden_size)
+                return ops.lstm(
+                    xg,
+                    w.hh,
+                    h0.float(),
+                    c0.float(),
+                    w_hr=w.hr,
+                    lengths=lengths,
+                    cont=cont,
+                    reverse=reverse,
+                    packed=pack.hh,
+                )
+        dtype = compute_dtype(w.hh)
+        if dtype is not None:
+            w, x, h0, c0 = w.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype)
+        if self._is_custom():
+            with torch.autocast(x.device.type, enabled=False):
+                return self._run_custom(index, w, x, h0, c0, lengths, cont, reverse)
+        xg = F.linear(x, w.ih, w.bias)  # [T, B, 4H]
+        lstm = reference.lstm if in_func_transform() else ops.lstm
+        return lstm(xg, w.hh, h0, c0, w_hr=w.hr, lengths=lengths, cont=cont, reverse=reverse)
+
+    def _run_custom(
+        self,
+        index: int,
+        w: Weights,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        lengths: Tensor | None,
+        cont: Tensor | None,
+        reverse: bool,
+    ) -> State:
+        """The cells of reference.lstm, with masks drawn here."""
+        xg = F.linear(x, w.ih)
+        norms = _Norms(None, None)
+        if self.layer_norm:
+            suffix = self._suffixes[index]
+            ih, hh, c = (
+                (
+                    getattr(self, f"ln_{n}_weight{suffix}").to(x.dtype),
+                    getattr(self, f"ln_{n}_bias{suffix}").to(x.dtype),
+                )
+                for n in ("ih", "hh", "c")
+            )
+            xg = F.layer_norm(xg, xg.shape[-1:], *ih, reference.LAYER_NORM_EPS)
+            norms = _Norms(hh, c)
+        bias = w.bias
+        if bias is not None:
+            xg = xg + bias
+
+        def keep(p: float, size: int) -> Tensor | float:
+            if not self.training or p == 0.0:
+                return p
+            return torch.rand(*x.shape[:2], size, device=x.device) < p
+
+        keep_h, keep_c = keep(self.zoneout[0], h0.shape[-1]), keep(self.zoneout[1], c0.shape[-1])
+        dropout_g = None
+        if self.training and self.recurrent_dropout > 0:
+            dropout_g = F.dropout(x.new_ones(*x.shape[:2], self.hidden_size), self.recurrent_dropout)
+        return reference.lstm(
+            xg,
+            w.hh,
+            h0,
+            c0,
+            w_hr=w.hr,
+            lengths=lengths,
+            cont=cont,
+            reverse=reverse,
+            ln_hh=norms.hh,
+            ln_c=norms.c,
+            keep_h=keep_h,
+            keep_c=keep_c,
+            dropout_g=dropout_g,
+        )
+
+    def _is_custom(self) -> bool:
+        return self.layer_norm or any(self.zoneout) or self.recurrent_dropout > 0
+
+
+class _Norms(NamedTuple):
+    """Weights and biases of the layer normalisations inside the recurrence."""
+
+    hh: State | None
+    c: State | None
+
+
+def _check_lengths(lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
+    """Return lengths [B] in 0..T."""
+    T, B, _ = x.shape
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise ValueError(f"LSTM: lengths must be an int64 tensor, got {got}")
+    if not batched and lengths.dim() == 0:
+        lengths = lengths.unsqueeze(0)
+    if lengths.shape != (B,):
+        raise ValueError(f"LSTM: lengths must be [B] = [{B}], got {list(lengths.shape)}")
+    if lengths.device != x.device:
+        raise ValueError(
+            f"LSTM: lengths must be on the device of the input, {x.device}, got {lengths.device}"
+        )
+    # Elsewhere a look at the values would wait for the device; a traced program cannot look either.
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        if B and (int(lengths.min()) < 0 or int(lengths.max()) > T):
+            raise ValueError(
+                f"LSTM: lengths must be in 0..T = 0..{T}, got {int(lengths.min())}..{int(lengths.max())}"
+            )
+        return lengths
+    return lengths.clamp(0, T)
+
+
+def _last(values: Tensor, start: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """The state after each row's last step. values [T, B, P], start [B, P]."""
+    if lengths is None:
+        return values[0] if reverse else values[-1]
+    if reverse:
+        last = values[0]
+    else:
+        index = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, *start.shape)
+        last = values.gather(0, index).squeeze(0)
+    return torch.where((lengths > 0).unsqueeze(-1), last, start.to(values.dtype))

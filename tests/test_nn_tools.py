@@ -1,0 +1,621 @@
+"""nn.LSTM under PyTorch's tools: compile, export, autocast, copies, DDP, replace_lstm, packed weights."""
+
+import copy
+import datetime
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations
+
+from lrcn_fast import nn
+
+T, B, I, H = 5, 3, 4, 16  # noqa: E741
+LENGTHS = torch.tensor([5, 0, 2])
+# As in test_nn_lstm.py: EPS_PER_STEP * T * layers * eps, 4 eps per step.
+FLOAT = dict(rtol=4 * T * 2 * 1.2e-7, atol=4 * T * 2 * 1.2e-7)
+# With float32 arithmetic on the same rounded weights; sums in another order.
+ROUNDED = dict(rtol=1e-5, atol=1e-5)
+
+
+def make(**options):
+    torch.manual_seed(0)
+    return nn.LSTM(I, H, num_layers=2, **options)
+
+
+def inputs(**options):
+    return torch.randn(T, B, I, generator=torch.Generator().manual_seed(1), **options)
+
+
+def gradients(lstm, result):
+    output, (h_n, c_n) = result
+    return torch.autograd.grad(
+        (output * output.detach().cos()).sum() + h_n.sum() + c_n.sum(), lstm.parameters()
+    )
+
+
+# torch.compile and torch.export
+
+
+@pytest.mark.parametrize(
+    ("options", "with_lengths"),
+    [
+        (dict(num_layers=2, bidirectional=True), True),
+        (dict(proj_size=3), False),
+        (dict(layer_norm=True, zoneout=0.2, recurrent_dropout=0.1), True),
+    ],
+    ids=str,
+)
+def test_compile_in_one_graph(options, with_lengths):
+    lstm, x = nn.LSTM(I, H, **options), inputs()[:2]
+    kwargs = dict(lengths=LENGTHS.clamp(max=2)) if with_lengths else {}
+    torch._dynamo.reset()
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    for mode in (True, False):
+        lstm.train(mode)
+        results = []
+        for function in (lstm, compiled):
+            torch.manual_seed(3)
+            result = function(x, **kwargs)
+            results.append((*result, gradients(lstm, result)))
+        torch.testing.assert_close(*results, **FLOAT)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, **kwargs), lstm(x, **kwargs), **FLOAT)
+
+
+def test_compile_follows_new_shapes():
+    lstm = make()
+    torch._dynamo.reset()
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    for steps, rows in ((5, 3), (7, 2), (9, 4)):
+        x = torch.randn(steps, rows, I)
+        torch.testing.assert_close(compiled(x), lstm(x), **FLOAT)
+
+
+def test_compile_with_inductor():
+    lstm, cell, x = make(), nn.LSTMCell(I, H), inputs()
+    torch._dynamo.reset()
+
+    def step(x, lengths, cont):
+        output, states = lstm(x, lengths=lengths, cont=cont)
+        return output, states, cell(x[0], (output[1], states[1][0]))
+
+    cont = torch.ones(T, B)
+    cont[2, 0] = 0
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(x, LENGTHS, cont), step(x, LENGTHS, cont), **FLOAT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_compiled_module_reads_prepared_packs(dtype):
+    lstm, x = make().eval(), inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        compiled(x)
+        lstm.prepare(dtype)
+        torch.testing.assert_close(compiled(x), lstm(x), rtol=0, atol=0)
+        # New weights, new packs, no stale graph.
+        lstm.weight_hh_l0.mul_(2)
+        lstm.prepare(dtype)
+        torch.testing.assert_close(compiled(x), lstm(x), rtol=0, atol=0)
+        # Dropped packs are not missed: packing becomes part of the graph.
+        lstm.weight_ih_l1.mul_(2)
+        lstm.eval()
+        torch.testing.assert_close(compiled(x), lstm(x), **ROUNDED)
+        # Other parameters than those that were packed.
+        lstm.prepare(dtype)
+        torch._dynamo.reset()
+        call = torch.compile(
+            lambda p, x: torch.func.functional_call(lstm, p, (x,)), fullgraph=True, backend="aot_eager"
+        )
+        other = {name: p * 2 for name, p in lstm.named_parameters()}
+        torch.testing.assert_close(call(other, x), torch.func.functional_call(lstm, other, (x,)), **ROUNDED)
+        assert not torch.allclose(call(other, x)[0], lstm(x)[0])
+
+
+@pytest.mark.parametrize("prepared", [None, "float32", "bfloat16"])
+def test_export(prepared):
+    lstm, x = make(bidirectional=True, batch_first=True).eval(), inputs().transpose(0, 1).contiguous()
+    if prepared:
+        lstm.prepare(prepared)
+    rows, steps = torch.export.Dim("rows", min=2), torch.export.Dim("steps", min=2)
+    program = torch.export.export(
+        lstm,
+        (x,),
+        {"lengths": LENGTHS},
+        dynamic_shapes={"input": {0: rows, 1: steps}, "lengths": {0: rows}},
+    )
+    assert not program.constants  # a pack belongs to one machine
+    more = torch.randn(4, 9, I)
+    lengths = torch.tensor([9, 3, 0, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            program.module()(more, lengths=lengths), lstm(more, lengths=lengths), **ROUNDED
+        )
+    assert set(program.state_dict) == set(lstm.state_dict())
+
+
+# Precision
+
+
+def test_autocast():
+    lstm, cell, x = make(bidirectional=True), nn.LSTMCell(I, H), inputs()
+    expected = lstm(x)[0]
+    for train in (True, False):
+        lstm.train(train)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, (h_n, c_n) = lstm(x)
+            assert {output.dtype, h_n.dtype, c_n.dtype} == {torch.bfloat16}
+            assert lstm(x.bfloat16(), (h_n, c_n))[0].dtype == torch.bfloat16
+            h, c = cell(x[0])
+            assert torch.isfinite(cell(x[0], (h, c))[0]).all()
+        # Two layers whose inputs, weights and outputs are rounded to 8 bits. Worst seen over 20 seeds: 0.008.
+        torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.02)
+    lstm.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = lstm(x, lengths=LENGTHS)[0].float().square().sum()
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in lstm.parameters())
+    double = make().double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert double(x.double())[0].dtype == torch.float64
+
+
+def test_autocast_of_custom_cells():
+    lstm, x = make(layer_norm=True, zoneout=0.1), inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = lstm(x, lengths=LENGTHS)
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert lstm.ln_c_weight_l1.grad.dtype == torch.float32
+
+
+def test_moves_between_precisions():
+    lstm, x = make().eval(), inputs()
+    with torch.no_grad():
+        expected = lstm(x)[0]
+        for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.05)):
+            moved = copy.deepcopy(lstm).to(dtype)
+            output = moved(x.to(dtype))[0]
+            assert output.dtype == dtype
+            torch.testing.assert_close(output.float(), expected, rtol=0, atol=tolerance)
+
+
+# Copies, checkpoints, functional calls
+
+
+def test_copies_share_no_packs():
+    lstm, x = make(zoneout=0.0).eval().prepare("bfloat16"), inputs()
+    file = io.BytesIO()
+    with torch.no_grad():
+        expected = lstm(x)
+        assert lstm._packs
+        torch.save(lstm, file)
+        file.seek(0)
+        copies = [copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm)), copy.copy(lstm)]
+        copies.append(torch.load(file, weights_only=False))
+        for other in copies:
+            assert not other._packs
+            torch.testing.assert_close(other(x), expected, rtol=0, atol=0)  # the choice of bfloat16 stays
+            assert other._packs
+        copies[0].weight_hh_l0.mul_(2)
+        assert not torch.equal(copies[0](x)[0], expected[0])
+        torch.testing.assert_close(lstm(x), expected, rtol=0, atol=0)
+    cell = pickle.loads(pickle.dumps(nn.LSTMCell(I, H)))
+    assert cell(x[0])[0].shape == (B, H)
+
+
+def test_checkpoints_go_both_ways():
+    ours, theirs = (
+        make(bidirectional=True, proj_size=2),
+        torch.nn.LSTM(I, H, 2, bidirectional=True, proj_size=2),
+    )
+    x = inputs()
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), **FLOAT)
+    torch.nn.init.normal_(theirs.weight_hr_l1_reverse)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), **FLOAT)
+
+
+def test_functional_calls():
+    lstm, x = make(), inputs()
+    parameters = {name: p.detach() * 1.5 for name, p in lstm.named_parameters()}
+    other = make()
+    other.load_state_dict(parameters)
+    for mode in (True, False):
+        lstm.train(mode)
+        with torch.no_grad():
+            lstm(x)  # makes packs of the module's own parameters
+            torch.testing.assert_close(torch.func.functional_call(lstm, parameters, (x,)), other(x), **FLOAT)
+            torch.testing.assert_close(lstm(x)[0], make()(x)[0], **FLOAT)
+
+    def loss(parameters):
+        return torch.func.functional_call(lstm, parameters, (x,))[0].square().sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(other(x)[0].square().sum(), list(other.parameters()))
+    torch.testing.assert_close(list(grads.values()), list(expected), rtol=1e-4, atol=1e-5)
+
+    # Gradients per row, and two models in one call.
+    def row_loss(parameters, x):
+        return torch.func.functional_call(lstm, parameters, (x,))[0].square().sum()
+
+    per_row = torch.func.vmap(torch.func.grad(row_loss), in_dims=(None, 1))(parameters, x)
+    sums = [g.sum(0) for g in per_row.values()]
+    torch.testing.assert_close(sums, list(expected), rtol=1e-4, atol=1e-5)
+    stacked, _ = torch.func.stack_module_state([make().eval(), other.eval()])
+    both = torch.func.vmap(lambda p: torch.func.functional_call(lstm, p, (x,))[0])(stacked)
+    torch.testing.assert_close(both, torch.stack([make()(x)[0], other(x)[0]]), **FLOAT)
+    h, c = torch.randn(B, H), torch.randn(B, H)
+    cell = nn.LSTMCell(I, H)
+    jacobian = torch.func.jacrev(lambda h: cell(x[0], (h, c))[0])(h)
+    expected = torch.autograd.functional.jacobian(lambda h: cell(x[0], (h, c))[0], h)
+    torch.testing.assert_close(jacobian, expected, **FLOAT)
+
+
+def test_data_parallel_replicas():
+    lstm, x = make(batch_first=True), inputs().transpose(0, 1)
+    torch.testing.assert_close(torch.nn.DataParallel(lstm)(x), lstm(x), rtol=0, atol=0)
+    replica = lstm._replicate_for_data_parallel()
+    for name, p in lstm.named_parameters():  # as DataParallel does: plain tensors in place of parameters
+        setattr(replica, name, p * 1.0)
+    torch.testing.assert_close(replica(x), lstm(x), rtol=0, atol=0)
+
+
+def _train_in_process(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    model = torch.nn.parallel.DistributedDataParallel(make(bidirectional=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(T, 4, I, generator=torch.Generator().manual_seed(2))
+    for _ in range(2):
+        optimizer.zero_grad()
+        lengths = torch.tensor([5, 1, 3, 2])[2 * rank : 2 * rank + 2]
+        model(x[:, 2 * rank : 2 * rank + 2], lengths=lengths)[0].square().sum().backward()
+        optimizer.step()
+    torch.save(model.module.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel(tmp_path):
+    # Rank 0 in a process of its own, rank 1 here: one import of torch less.
+    other = torch.multiprocessing.spawn(_train_in_process, (str(tmp_path),), nprocs=1, join=False)
+    _train_in_process(1, str(tmp_path))
+    other.join()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    lstm = make(bidirectional=True)
+    optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
+    x = torch.randn(T, 4, I, generator=torch.Generator().manual_seed(2))
+    for _ in range(2):
+        optimizer.zero_grad()
+        (lstm(x, lengths=torch.tensor([5, 1, 3, 2]))[0].square().sum() / 2).backward()
+        optimizer.step()
+    for name, value in lstm.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+
+
+# replace_lstm
+
+
+class Tagger(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(I, H, 2, batch_first=True, bidirectional=True, dropout=0.1)
+        self.again = self.lstm  # one module in two places
+        self.cells = torch.nn.ModuleList([torch.nn.LSTMCell(2 * H, H, bias=False) for _ in range(2)])
+        self.cells[1].weight_ih = self.cells[0].weight_ih  # tied
+        self.gru = torch.nn.GRU(H, H)
+
+    def forward(self, x):
+        y, _ = self.again(x)
+        state = None
+        for cell in self.cells:
+            state = cell(y[:, 0], state)
+        return self.gru(state[0])[0]
+
+
+def test_replace_lstm():
+    model, x = Tagger().eval(), torch.randn(B, T, I)
+    before = model(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parameters = dict(model.named_parameters())
+    state = torch.random.get_rng_state()
+    assert nn.replace_lstm(model) is model
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert isinstance(model.lstm, nn.LSTM)
+    assert model.again is model.lstm
+    assert all(isinstance(cell, nn.LSTMCell) for cell in model.cells)
+    assert model.cells[0].weight_ih is model.cells[1].weight_ih
+    assert type(model.gru) is torch.nn.GRU
+    assert not model.lstm.training
+    after = dict(model.named_parameters())
+    assert list(after) == list(parameters)
+    assert all(after[name] is parameters[name] for name in parameters)
+    torch.testing.assert_close(model(x), before, **FLOAT)
+    model.train()
+    model(x).sum().backward()
+    optimizer.step()
+    assert not torch.allclose(model.eval()(x), before)
+    assert nn.replace_lstm(model) is model  # nothing left to do
+
+
+def test_replace_lstm_returns_a_new_module_for_a_bare_one():
+    theirs = torch.nn.LSTM(I, H, dropout=0.0).eval().requires_grad_(False)
+    ours = nn.replace_lstm(theirs)
+    assert isinstance(ours, nn.LSTM)
+    assert ours.weight_hh_l0 is theirs.weight_hh_l0
+    assert not ours.training
+    assert isinstance(nn.replace_lstm(torch.nn.LSTMCell(I, H)), nn.LSTMCell)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear = torch.nn.Linear(1, 1)
+        assert nn.replace_lstm(linear) is linear
+
+
+def test_replace_lstm_keeps_hooks():
+    theirs = torch.nn.LSTM(I, H)
+    calls = []
+    handle = theirs.register_forward_hook(lambda module, args, output: calls.append(type(module)))
+    ours = nn.replace_lstm(theirs)
+    ours(inputs())
+    assert calls == [nn.LSTM]
+    handle.remove()
+    ours(inputs())
+    assert calls == [nn.LSTM]
+
+
+def test_replace_lstm_leaves_subclasses_alone():
+    class Mine(torch.nn.LSTM):
+        pass
+
+    model = torch.nn.ModuleDict({"mine": Mine(I, H)})
+    nn.replace_lstm(model)
+    assert type(model["mine"]) is Mine
+    assert isinstance(nn.LSTM.from_torch(model["mine"]), nn.LSTM)  # when asked for by name
+
+
+def test_replace_lstm_is_all_or_nothing():
+    model = torch.nn.Sequential(torch.nn.LSTM(I, H), torch.nn.LSTM(H, H))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still what many checkpoints use
+        torch.nn.utils.weight_norm(model[1], "weight_hh_l0")
+    with pytest.raises(ValueError, match="from_torch: module must hold weight_hh_l0 as plain parameters"):
+        nn.replace_lstm(model)
+    assert type(model[0]) is torch.nn.LSTM
+
+
+def test_errors_of_from_torch():
+    with pytest.raises(ValueError, match=r"from_torch: torch_lstm must be a torch.nn.LSTM, got GRU"):
+        nn.LSTM.from_torch(torch.nn.GRU(1, 1))
+    with pytest.raises(ValueError, match=r"from_torch: torch_cell must be a torch.nn.LSTMCell, got LSTM"):
+        nn.LSTMCell.from_torch(torch.nn.LSTM(1, 1))
+    normed = parametrizations.weight_norm(torch.nn.LSTM(I, H), "weight_hh_l0")
+    with pytest.raises(ValueError, match="got a ParametrizedLSTM with weight_norm, pruning or a param"):
+        nn.LSTM.from_torch(normed)
+
+
+def test_parametrized_weights():
+    """Weights that are computed anew on every call must never be served from a pack."""
+    lstm, x = make(), inputs()
+    parametrizations.weight_norm(lstm, "weight_hh_l0")
+    lstm.eval()
+    with torch.no_grad():
+        before = lstm(x)[0]
+        lstm.parametrizations.weight_hh_l0.original0.data.mul_(2)
+        after = lstm(x)[0]
+        assert not torch.allclose(before, after)
+        lstm.train()
+        torch.testing.assert_close(lstm(x)[0], after, **FLOAT)
+
+
+# Packed weights
+
+
+def unpacked(lstm, x):
+    """What the weights, as they are now, give without packs."""
+    theirs = torch.nn.LSTM(I, H, 2)
+    theirs.load_state_dict(lstm.state_dict())
+    with torch.no_grad():
+        return theirs(x)
+
+
+def optimizer_step(lstm, x):
+    lstm.train()
+    lstm(x)[0].square().sum().backward()
+    torch.optim.SGD(lstm.parameters(), lr=1.0).step()
+    lstm.eval()
+
+
+def fused_step(lstm, x):
+    lstm.train()
+    lstm(x)[0].square().sum().backward()
+    torch.optim.SGD(lstm.parameters(), lr=1.0, fused=True).step()
+    lstm.eval()
+
+
+def data_in_train_mode(lstm, x):
+    lstm.train()
+    lstm.weight_hh_l0.data.copy_(lstm.weight_hh_l0.data * 2)
+    lstm.eval()
+
+
+def data_then_eval(lstm, x):
+    lstm.weight_hh_l0.data.mul_(2)
+    lstm.eval()
+
+
+def data_then_prepare(lstm, x):
+    lstm.weight_ih_l1.data.mul_(2)
+    lstm.prepare()
+
+
+def in_place(lstm, x):
+    with torch.no_grad():
+        lstm.weight_hh_l1.mul_(2)
+
+
+def in_place_in_inference_mode(lstm, x):
+    with torch.inference_mode():
+        lstm.bias_hh_l1.add_(1)
+
+
+def replaced_parameter(lstm, x):
+    lstm.weight_ih_l0 = torch.nn.Parameter(lstm.weight_ih_l0.detach() * 2)
+
+
+def replaced_data(lstm, x):
+    lstm.weight_ih_l0.data = lstm.weight_ih_l0.detach() * 2
+    lstm.eval()
+
+
+def load_state_dict(lstm, x):
+    lstm.load_state_dict({name: p * 2 for name, p in lstm.state_dict().items()})
+
+
+def load_state_dict_of_parent(lstm, x):
+    parent = torch.nn.Sequential(lstm)
+    parent.load_state_dict({name: p * 2 for name, p in parent.state_dict().items()}, assign=True)
+
+
+def to_and_back(lstm, x):
+    lstm.to(torch.bfloat16).to(torch.float32)
+
+
+def through_apply(lstm, x):
+    lstm._apply(lambda t: t * 2)
+
+
+CHANGES = [
+    optimizer_step,
+    fused_step,
+    data_in_train_mode,
+    data_then_eval,
+    data_then_prepare,
+    in_place,
+    in_place_in_inference_mode,
+    replaced_parameter,
+    replaced_data,
+    load_state_dict,
+    load_state_dict_of_parent,
+    to_and_back,
+    through_apply,
+]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_no_pack_is_stale(change, prepared):
+    lstm, x = make().eval(), inputs()
+    if prepared:
+        lstm.prepare()
+    with torch.no_grad():
+        before = lstm(x)
+    assert len(lstm._packs) == 2
+    torch.testing.assert_close(before, unpacked(lstm, x), **FLOAT)
+    change(lstm, x)
+    with torch.no_grad():
+        after = lstm(x)
+    assert not torch.equal(after[0], before[0])
+    torch.testing.assert_close(after, unpacked(lstm, x), **FLOAT)
+
+
+def test_packs_are_made_once_and_only_for_inference():
+    lstm, x = make(), inputs()
+    with torch.no_grad():
+        lstm(x)
+    assert not lstm._packs  # training mode
+    lstm.eval()
+    lstm(x)
+    assert not lstm._packs  # somebody may want a gradient
+    with torch.inference_mode():
+        lstm(x)
+    packs = dict(lstm._packs)
+    assert len(packs) == 2
+    with torch.no_grad():
+        lstm(x)
+    assert all(lstm._packs[i] is packs[i] for i in packs)
+    x.requires_grad_()
+    output = lstm(x)[0]
+    lstm.requires_grad_(False)
+    assert output.requires_grad
+    assert lstm(x)[0].requires_grad
+    assert not lstm(x.detach())[0].requires_grad
+    cell = nn.LSTMCell(I, H).eval()
+    with torch.no_grad():
+        first = cell(x[0])
+        assert len(cell._packs) == 1
+        cell.weight_hh.mul_(2)
+        hx = (torch.ones(B, H), torch.ones(B, H))
+        torch.testing.assert_close(cell(x[0], hx), cell.train()(x[0], hx), **FLOAT)
+        assert not cell._packs
+        torch.testing.assert_close(cell(x[0]), first, **FLOAT)  # from h = 0 weight_hh does not matter
+
+
+def test_packed_and_plain_inference_agree():
+    x = torch.randn(T, B, I)
+    for options in ({}, dict(proj_size=5), dict(bidirectional=True), dict(bias=False)):
+        lstm = make(**options)
+        with torch.no_grad():
+            plain = lstm(x, lengths=LENGTHS)
+            torch.testing.assert_close(lstm.eval()(x, lengths=LENGTHS), plain, **FLOAT)
+
+
+def rounded(w, dtype):
+    """Weights as a pack stores them: bfloat16, or int8 with one scale per row."""
+    if dtype == "bfloat16":
+        return w.bfloat16().float()
+    scale = w.abs().amax(1, keepdim=True) / 127
+    return (w / scale).round() * scale
+
+
+@pytest.mark.parametrize("options", [{}, dict(proj_size=5), dict(bidirectional=True, bias=False)], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_prepare_rounds_the_weights_and_nothing_else(dtype, options):
+    lstm, x = make(**options).eval(), inputs()
+    exact = copy.deepcopy(lstm)
+    trained = gradients(lstm, lstm(x))
+    assert lstm.prepare(dtype) is lstm
+    for module in (lstm, lstm.train().eval()):  # the choice outlives the packs
+        with torch.no_grad():
+            output, states = module(x, lengths=LENGTHS)
+        assert output.dtype == torch.float32
+        with torch.no_grad():
+            for name, p in exact.named_parameters():
+                if p.dim() == 2:
+                    p.copy_(rounded(lstm.get_parameter(name), dtype))
+            torch.testing.assert_close((output, states), exact(x, lengths=LENGTHS), **ROUNDED)
+    assert not lstm(x)[0].requires_grad  # inference weights
+    with torch.no_grad():
+        assert not torch.equal(lstm(x)[0], lstm.prepare("float32")(x)[0])
+    lstm.prepare(dtype).train()
+    torch.testing.assert_close(gradients(lstm, lstm(x)), trained, **FLOAT)
+
+
+def test_errors_of_prepare():
+    lstm, x = make(), inputs()
+    with pytest.raises(ValueError, match=r"prepare: dtype must be float32, bfloat16 or int8, got 'float16'"):
+        lstm.prepare("float16")
+    with pytest.raises(ValueError, match=r"prepare: parameters must be torch.float32, got torch.float64"):
+        make().double().prepare("bfloat16")
+    with pytest.raises(NotImplementedError, match="dtype must be float32 with layer_norm, zoneout or"):
+        make(layer_norm=True).prepare("int8")
+    with pytest.raises(NotImplementedError, match="prepare: dtype must be float32 on meta, got bfloat16"):
+        nn.LSTM(I, H, device="meta").prepare("bfloat16")
+    assert not make(layer_norm=True).prepare("float32")._packs
+    lstm.eval().prepare("int8")
+    with pytest.raises(ValueError, match="input and hx must not require grad with weights prepared as int8"):
+        lstm(x.requires_grad_())
+    # Never back to float32 in silence.
+    with pytest.raises(ValueError, match=r"prepare: parameters must be torch.float32, got torch.bfloat16"):
+        lstm.bfloat16()(x.bfloat16())
