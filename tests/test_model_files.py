@@ -8,6 +8,7 @@ import torch
 
 from lrcn_fast.models._files import (
     atomic_path,
+    read_arrays,
     read_json,
     read_state_dict,
     staged_folder,
@@ -96,3 +97,52 @@ def test_state_dict_round_trip_with_shared_and_strided_tensors(tmp_path):
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor)
+
+
+def test_read_arrays_needs_no_torch_and_agrees_with_it(tmp_path):
+    path = tmp_path / "w.safetensors"
+    tensors = {
+        "f": torch.randn(3, 4),
+        "bf": torch.randn(5, 2).bfloat16(),
+        "half": torch.randn(7).half(),
+        "q": torch.arange(-4, 4, dtype=torch.int8).reshape(2, 4),
+        "n": torch.tensor(3),
+        "none": torch.zeros(0, 3),
+    }
+    write_state_dict(path, tensors)
+    arrays = read_arrays(path, caller="f", what="weights")
+    assert arrays.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        want = tensor.float() if tensor.is_floating_point() else tensor
+        assert torch.equal(torch.from_numpy(arrays[name].copy()), want), name
+
+
+def header(**entry):
+    text = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | entry}).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "unpack_from requires"),
+        (b"\x80\x04" * 50, "truncated or foreign"),
+        (header() + b"1234", "w ends beyond the file"),
+        (header(shape=[3]) + bytes(8), r"w has 8 bytes for F32 \[3\]"),
+        (header(dtype="Q4") + bytes(8), "Q4"),
+        (header(data_offsets=[-8, 0]) + bytes(8), "w ends beyond the file"),
+        ((3).to_bytes(8, "little") + b"[1]", "truncated or foreign"),
+    ],
+    ids=["empty", "pickle", "truncated", "size", "type", "offset", "list"],
+)
+def test_broken_arrays_are_named_in_one_line(tmp_path, content, message):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    expected = (
+        r"Captioner: .*weights\.safetensors must be a model \(safetensors\), got a truncated or foreign "
+    )
+    with pytest.raises(ValueError, match=expected) as caught:
+        read_arrays(path, caller="Captioner", what="a model")
+    with pytest.raises(ValueError, match=message):
+        raise caught.value
+    assert "\n" not in str(caught.value)

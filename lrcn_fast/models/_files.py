@@ -7,12 +7,17 @@ flushed to the disk, and is then renamed: a reader sees the old file or the new 
 
 import contextlib
 import json
+import math
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_path",
     "load_weights",
+    "read_arrays",
     "read_json",
     "read_state_dict",
     "staged_folder",
@@ -183,6 +189,58 @@ def read_state_dict(path: PathLike, *, caller: str, what: str = "a weights file"
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{expected}, got {type(value).__name__} under {name!r}")
     return dict(loaded)
+
+
+def read_arrays(path: PathLike, *, caller: str, what: str) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file with numpy alone: 8 bytes of header length, a JSON header, the tensors.
+
+    Args:
+        path: The file.
+        caller: Function named at the start of the error message.
+        what: What the file should have been, for the error message.
+
+    Returns:
+        Arrays by name: float32 for every floating-point type, otherwise the type of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, of another format, or holds a type without a conversion.
+    """
+    expected = f"{caller}: {path} must be {what} (safetensors)"
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{expected}, got no such file") from None
+    except OSError as error:
+        raise ValueError(f"{expected}, got {error.strerror or _one_line(error)}") from None
+    arrays = {}
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            dtype, shape = _SAFETENSORS_TYPES[entry["dtype"]], entry["shape"]
+            if not 0 <= begin <= end <= len(data) - 8 - length:
+                raise ValueError(f"{name} ends beyond the file")
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name} has {end - begin} bytes for {entry['dtype']} {shape}")
+            array = np.frombuffer(data, dtype, math.prod(shape), 8 + length + begin).reshape(shape)
+            if entry["dtype"] == "BF16":  # the upper half of a float32
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            arrays[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{expected}, got a truncated or foreign file ({_one_line(error)})") from None
+    return arrays
+
+
+_SAFETENSORS_TYPES = {
+    name: np.dtype(code)
+    for name, code in {
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+        "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1",
+    }.items()
+}  # fmt: skip
 
 
 def write_state_dict(path: PathLike, tensors: "Mapping[str, Tensor]") -> None:
