@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def data_dir(*parts: str) -> Path:
     """Return a folder or file of the shared data sets, or skip the test (or the module) that asks for it.
 
-    They are looked for in $LRCN_DATA, then in ../shared/data beside the repository; they are never part of it.
+    They are looked for in $LRCN_DATA, then in ../shared/data beside the repository; they are no part of it.
     """
     root = Path(os.environ.get("LRCN_DATA") or REPOSITORY.parent / "shared" / "data")
     path = root.joinpath(*parts)
@@ -48,7 +48,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _seeds_and_threads():
     """The same random numbers and one thread in every test, whatever ran before it."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002: for libraries that still draw from it
+    np.random.seed(0)  # noqa: NPY002 (for libraries that still draw from it)
     if torch is not None:
         torch.manual_seed(0)
         torch.set_num_threads(1)

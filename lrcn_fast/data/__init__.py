@@ -1,0 +1,39 @@
+"""Captions, vocabularies, image features on disk, and the batches training reads.
+
+Vocabulary, caption sets and their readers need nothing but numpy; the feature cache and the datasets
+need torch (``pip install 'lrcn_fast[models]'``) and are loaded on first use.
+"""
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "CaptionItem": "captions",
+    "CaptionSet": "captions",
+    "photo_names": "captions",
+    "read_captions": "readers",
+    "Vocabulary": "vocabulary",
+    "tokenize": "vocabulary",
+    "CaptionBatch": "dataset",
+    "CaptionDataset": "dataset",
+    "EpochBatchSampler": "dataset",
+    "LanguageModelStreams": "dataset",
+    "TextDataset": "dataset",
+    "collate": "dataset",
+    "FeatureCache": "features",
+    "encoder_fingerprint": "features",
+    "extract_features": "features",
+    "file_key": "features",
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"lrcn_fast.data.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'lrcn_fast.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
