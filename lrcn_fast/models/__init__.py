@@ -8,6 +8,8 @@ from typing import Any
 
 # Public name -> module that defines it.
 _NAMES = {
+    "Caption": "lrcn_fast.models.captioner",
+    "Captioner": "lrcn_fast.models.captioner",
     "Encoder": "lrcn_fast.models.encoders",
     "create_encoder": "lrcn_fast.models.encoders",
     "Preprocessing": "lrcn_fast.models.preprocess",

@@ -1,0 +1,477 @@
+"""The LRCN image captioner: a CNN, an embedding, one or two LSTM layers and a vocabulary projection.
+
+Donahue et al., "Long-term Recurrent Convolutional Networks for Visual Recognition and
+Description", TPAMI 2017, section 5 and figure 4. With w the words and v the image features:
+
+    1u   h_t = LSTM(cat(embed(w_t-1), v))                         image in the only layer
+    2u   h_t = LSTM2(LSTM1(cat(embed(w_t-1), v)))                 image in the bottom layer
+    2f   h_t = LSTM2(cat(LSTM1(embed(w_t-1)), v))                 "factored": image in the top layer
+    p(w_t | w_<t, v) = softmax(W h_t + b)
+
+Shapes: B images or captions, L words of the longest caption (<EOS> included), T time, E embedding,
+H hidden, F features after normalisation and projection, V vocabulary.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrcn_fast import ops
+from lrcn_fast.data import Vocabulary
+from lrcn_fast.decoder import CaptionDecoder
+from lrcn_fast.models.encoders import create_encoder
+from lrcn_fast.nn import LSTM
+
+__all__ = ["Caption", "Captioner"]
+
+VARIANTS = {"1u": (1, 0), "2u": (2, 0), "2f": (2, 1)}
+"""Variant -> (LSTM layers, the layer that sees the image)."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One generated sentence.
+
+    Attributes:
+        text: The sentence as the paper's release prints it: a capital first, "." at its end, or "..." where
+            no end marker was reached.
+        score: Sum of ``token_logprobs`` divided by their number to the power ``length_penalty``.
+        token_logprobs: Log-probability of every word, and of the end marker where it was reached.
+    """
+
+    text: str
+    score: float
+    token_logprobs: tuple[float, ...]
+
+
+@dataclass
+class Dropout:
+    """Training-time dropout probabilities of a ``Captioner``; inverted, so evaluation is the identity."""
+
+    features: float = 0.0
+    embedding: float = 0.0
+    lstm: float = 0.0
+    output: float = 0.0
+
+
+class Captioner(nn.Module):
+    """An LRCN captioner, trainable end to end and decoded natively.
+
+    Args:
+        encoder: Name for ``create_encoder``, or a module with its interface.
+        variant: "1u", "2u" or "2f" (see the head of this file).
+        vocabulary: A ``Vocabulary``, or its words, most frequent first.
+        embed_dim: E.
+        hidden_size: H of every layer.
+        encoder_weights: "imagenet", None for random ones, or a path. Ignored for a module.
+        encoder_options: Further arguments of ``create_encoder``.
+        tie_weights: One matrix for embedding and projection (Press and Wolf 2017); E must be H.
+        feature_norm: "none"; "standardize": subtract the mean and divide by the deviation set by
+            ``set_feature_statistics``; "l2": unit length.
+        feature_projection: Size of a learned linear map on the features; 0: none, F is the CNN's.
+        feature_activation: "none", "relu" or "tanh", after the projection.
+        init_scale: Uniform +-scale and zero biases in the decoder (the paper: 0.08); 0: torch's defaults.
+        dropout: Probabilities during training.
+
+    Raises:
+        ValueError: an unknown variant, norm or activation, or a size below 1.
+
+    Example:
+        >>> model = Captioner.from_pretrained("flickr8k-small")
+        >>> model.caption(["dog.jpg"], num_beams=5)[0][0].text
+        'a black dog runs through the grass'
+    """
+
+    encoder: Any
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "efficientnet_lite0",
+        variant: str = "2f",
+        vocabulary: "Vocabulary | Sequence[str] | None" = None,
+        *,
+        embed_dim: int = 256,
+        hidden_size: int = 384,
+        encoder_weights: str | os.PathLike[str] | None = "imagenet",
+        encoder_options: Mapping[str, Any] | None = None,
+        tie_weights: bool = False,
+        feature_norm: str = "none",
+        feature_projection: int = 0,
+        feature_activation: str = "none",
+        init_scale: float = 0.0,
+        dropout: Dropout | None = None,
+    ) -> None:
+        super().__init__()
+        _choose("variant", variant, tuple(VARIANTS))
+        _choose("feature_norm", feature_norm, ("none", "standardize", "l2"))
+        _choose("feature_activation", feature_activation, ("none", "relu", "tanh"))
+        for name, value, low in (
+            ("embed_dim", embed_dim, 1),
+            ("hidden_size", hidden_size, 1),
+            ("feature_projection", feature_projection, 0),
+        ):
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f"Captioner: {name} must be an integer >= {low}, got {value!r}")
+        if tie_weights and embed_dim != hidden_size:
+            raise ValueError(
+                f"Captioner: embed_dim must be hidden_size = {hidden_size} with tie_weights, got {embed_dim}"
+            )
+        if vocabulary is None:
+            raise ValueError("Captioner: vocabulary must be a Vocabulary or a list of words, got None")
+        self.vocabulary = (
+            vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary.from_words(vocabulary)
+        )
+        if isinstance(encoder, str):
+            encoder = create_encoder(encoder, weights=encoder_weights, **(encoder_options or {}))
+        self.encoder = cast(Any, encoder)
+        self.variant = variant
+        self.embed_dim = embed_dim
+        self.hidden_size = hidden_size
+        self.tie_weights = tie_weights
+        self.feature_norm = feature_norm
+        self.feature_activation = feature_activation
+        self.dropout = dropout or Dropout()
+        self.details: dict[str, Any] = {}
+
+        V, C = len(self.vocabulary), int(self.encoder.feature_dim)
+        if feature_norm == "standardize":
+            self.register_buffer("feature_mean", torch.zeros(C))
+            self.register_buffer("feature_std", torch.ones(C))
+        self.feature_projection = nn.Linear(C, feature_projection) if feature_projection else None
+        F_ = feature_projection or C
+        num_layers, static_layer = VARIANTS[variant]
+        sizes = [embed_dim] + [hidden_size] * (num_layers - 1)
+        layers = [
+            LSTM(n + (F_ if i == static_layer else 0), hidden_size, batch_first=True)
+            for i, n in enumerate(sizes)
+        ]
+        projection = nn.Linear(hidden_size, V)
+        embedding = nn.Embedding(V, embed_dim)
+        if tie_weights:
+            nn.init.normal_(projection.weight, std=hidden_size**-0.5)
+            embedding.weight = projection.weight
+        if init_scale > 0:
+            for module in (embedding, *layers, projection):
+                for name, parameter in module.named_parameters():
+                    if "bias" in name:
+                        nn.init.zeros_(parameter)
+                    else:
+                        nn.init.uniform_(parameter, -init_scale, init_scale)
+        self.decoder = CaptionDecoder(
+            embedding,
+            layers,
+            projection,
+            static_layer=static_layer,
+            bos_id=self.vocabulary.bos_id,
+            eos_id=self.vocabulary.eos_id,
+            pad_id=self.vocabulary.pad_id,
+        )
+
+    # ---- features -----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.decoder.projection.weight.device
+
+    @property
+    def feature_dim(self) -> int:
+        """F, the size of what the LSTM sees of an image."""
+        if self.feature_projection is not None:
+            return self.feature_projection.out_features
+        return int(self.encoder.feature_dim)
+
+    def set_feature_statistics(self, features: Tensor) -> None:
+        """Take mean and standard deviation for ``feature_norm="standardize"``. features: [N, C]."""
+        if self.feature_norm != "standardize":
+            raise ValueError(
+                "Captioner.set_feature_statistics: feature_norm must be 'standardize', "
+                f"got {self.feature_norm!r}"
+            )
+        x = features.detach().double()
+        mean = x.mean(0)
+        # One floor for dead channels: a thousandth of the typical deviation.
+        std = x.std(0, correction=0)
+        std = std.clamp_min(max(1e-3 * float(std.mean()), 1e-6))
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """CNN features of preprocessed images. [B, 3, S, S] -> [B, C], as the feature cache stores them."""
+        features = self.encoder(images)
+        assert isinstance(features, Tensor)
+        return features
+
+    def condition(self, features: Tensor) -> Tensor:
+        """What the LSTM sees: normalised, projected CNN features. [B, C] -> [B, F]."""
+        C = int(self.encoder.feature_dim)
+        if features.dim() != 2 or features.shape[1] != C:
+            raise ValueError(
+                f"Captioner: features must be [B, C] = [{len(features) if features.dim() else 0}, {C}], "
+                f"got {list(features.shape)}"
+            )
+        if self.feature_norm == "standardize":
+            features = (features - self.feature_mean) / self.feature_std
+        elif self.feature_norm == "l2":
+            features = F.normalize(features, dim=1)
+        if self.feature_projection is not None:
+            features = self.feature_projection(features)
+        if self.feature_activation == "relu":
+            features = F.relu(features)
+        elif self.feature_activation == "tanh":
+            features = torch.tanh(features)
+        return features
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def forward(self, features: Tensor | None, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Teacher-forced logits at the real positions only.
+
+        The image's share of the gates is computed once per caption, not once per word.
+
+        Args:
+            features: CNN features of each caption's image, or None for text without images, which then
+                counts as the zero vector after normalisation and projection. [B, C].
+            tokens: Target words; positions at and past ``lengths`` are never read as targets. [B, L] int64.
+            lengths: Words per caption, <EOS> included; on the CPU. [B] int64.
+
+        Returns:
+            Logits of caption 0's words, then caption 1's, ... [sum(lengths), V].
+        """
+        decoder, p, training = self.decoder, self.dropout, self.training
+        B, L = tokens.shape
+        static = None
+        if features is not None:
+            static = F.dropout(self.condition(features), p.features, training)
+        bos = tokens.new_full((B, 1), self.vocabulary.bos_id)
+        inputs = torch.cat([bos, tokens[:, :-1]], dim=1).t()
+        x = F.dropout(decoder.embedding(inputs), p.embedding, training)  # [L, B, E]
+        last = len(decoder.layers) - 1
+        layers: Any = decoder.layers
+        for i, layer in enumerate(layers):
+            w_ih, bias = layer.weight_ih_l0, layer.bias_ih_l0 + layer.bias_hh_l0
+            D = x.shape[-1]
+            if i == decoder.static_layer:
+                gates = F.linear(x, w_ih[:, :D])
+                gates = gates + (bias if static is None else F.linear(static, w_ih[:, D:], bias))
+            else:
+                gates = F.linear(x, w_ih, bias)
+            # Under autocast the GEMMs above return half precision and the recurrence follows them.
+            w_hh = layer.weight_hh_l0.to(gates.dtype)
+            zeros = gates.new_zeros(B, self.hidden_size)
+            x, _ = ops.lstm(gates, w_hh, zeros, zeros)
+            x = F.dropout(x, p.output if i == last else p.lstm, training)
+        rows = torch.cat([torch.arange(int(n)) * B + b for b, n in enumerate(lengths.tolist())])
+        x = x.reshape(L * B, self.hidden_size).index_select(0, rows.to(x.device))
+        logits = decoder.projection(x)
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def loss(
+        self,
+        features: Tensor | None,
+        tokens: Tensor,
+        lengths: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Cross-entropy over the words of a batch: their mean, as in Caffe's SoftmaxWithLoss, or "sum"."""
+        logits = self(features, tokens, lengths)
+        targets = torch.cat([tokens[b, : int(n)] for b, n in enumerate(lengths.tolist())])
+        return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction=reduction)
+
+    # ---- inference ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, images: Any, *, batch_size: int = 16) -> Tensor:
+        """CNN features of photos (see ``caption`` for what ``images`` may be). Returns [B, C]."""
+        self._require_eval("features")
+        if isinstance(images, Tensor):
+            if images.dim() != 4 or images.shape[1] != 3:
+                raise ValueError(
+                    f"Captioner: images must be preprocessed, [B, 3, S, S], got {list(images.shape)}"
+                )
+            parts: Iterable[Tensor] = torch.split(images, batch_size)
+        else:
+            photos = [images] if isinstance(images, (str, os.PathLike)) or not _is_list(images) else images
+            parts = (
+                torch.stack([self.encoder.preprocess(photo) for photo in photos[i : i + batch_size]])
+                for i in range(0, len(photos), batch_size)
+            )
+        features = [self.encode(part.to(self.device)).float() for part in parts]
+        if not features:
+            return torch.zeros(0, int(self.encoder.feature_dim), device=self.device)
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def caption(
+        self,
+        images: Any = None,
+        num_beams: int = 5,
+        *,
+        num_return_sequences: int = 1,
+        max_new_tokens: int = 20,
+        features: Tensor | None = None,
+        suppress_unk: bool = True,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[list[Caption]]:
+        """Caption photos.
+
+        Args:
+            images: A photo or a list of photos: paths, ``PIL.Image``, arrays [height, width, 3] of uint8; or
+                a preprocessed tensor [B, 3, S, S].
+            num_beams: Beam width; 1 is greedy.
+            num_return_sequences: Captions per photo.
+            max_new_tokens: Most words, end marker included.
+            features: CNN features [B, C] instead of images.
+            suppress_unk: Never say the unknown word.
+            batch_size: Photos encoded at a time. The result does not depend on it.
+            **options: Passed on to ``CaptionDecoder.generate``: ``length_penalty``, ``do_sample``, ...
+
+        Returns:
+            For each photo, its captions, best first; fewer than asked where there are no more distinct ones.
+
+        Raises:
+            ValueError: a file that is not a photo, or an option out of range.
+        """
+        self._require_eval("caption")
+        if (images is None) == (features is None):
+            raise ValueError("Captioner.caption: exactly one of images and features must be given")
+        if features is None:
+            features = self.features(images, batch_size=batch_size)
+        suppress = tuple(options.pop("suppress_tokens", ()))
+        if suppress_unk and self.vocabulary.unk_id is not None:
+            suppress = (*suppress, self.vocabulary.unk_id)
+        result = self.decoder.generate(
+            self.condition(features.to(self.device)),
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=suppress,
+            **options,
+        )
+        return self.to_captions(result)
+
+    def to_captions(self, result: Any) -> list[list[Caption]]:
+        """Words of a ``DecodeResult``; hypotheses that do not exist (score -inf) are left out."""
+        captions = []
+        sequences, lengths = result.sequences.tolist(), result.lengths.tolist()
+        scores, logprobs = result.scores.tolist(), result.token_logprobs.tolist()
+        for b in range(len(sequences)):
+            found = []
+            for k, n in enumerate(lengths[b]):
+                if n == 0 and scores[b][k] == -math.inf:
+                    continue
+                text = self.vocabulary.decode(sequences[b][k][:n])
+                found.append(Caption(text, scores[b][k], tuple(logprobs[b][k][:n])))
+            captions.append(found)
+        return captions
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        images: Any,
+        captions: Sequence[str],
+        *,
+        features: Tensor | None = None,
+        batch_size: int = 256,
+    ) -> Tensor:
+        """Log-probability of every caption for every image, end marker included.
+
+        Args:
+            images: Photos as for ``caption``; None with ``features``.
+            captions: Sentences; unknown words count as <unk>.
+            features: CNN features [B, C] instead of images.
+            batch_size: Image-caption pairs scored at a time.
+
+        Returns:
+            [images, captions], float32.
+        """
+        self._require_eval("log_likelihood")
+        if (images is None) == (features is None):
+            raise ValueError("Captioner.log_likelihood: exactly one of images and features must be given")
+        if isinstance(captions, str):
+            raise ValueError(f"Captioner.log_likelihood: captions must be a list, got {captions!r}")
+        if features is None:
+            features = self.features(images)
+        static = self.condition(features.to(self.device))
+        encoded = [[*self.vocabulary.encode(c), self.vocabulary.eos_id] for c in captions]
+        scores = torch.zeros(len(static), len(encoded), device=self.device)
+        # Sorted by length: a batch is as long as its longest caption.
+        order = sorted(range(len(encoded)), key=lambda j: len(encoded[j]))
+        pairs = [(i, j) for j in order for i in range(len(static))]
+        for at in range(0, len(pairs), batch_size):
+            rows, columns = (torch.tensor(x) for x in zip(*pairs[at : at + batch_size], strict=True))
+            tokens, lengths = pad_captions([encoded[j] for j in columns.tolist()], self.vocabulary.pad_id)
+            scores[rows, columns] = self.decoder.log_likelihood(
+                tokens.to(self.device), static[rows], lengths.to(self.device)
+            ).float()
+        return scores
+
+    def _require_eval(self, method: str) -> None:
+        if self.training:
+            raise ValueError(
+                f"Captioner.{method}: the model must be in eval mode, got train mode; call .eval()"
+            )
+
+    # ---- files --------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments that are plain values, as ``config.json`` stores them."""
+        return {
+            "encoder": self.encoder.config(),
+            "variant": self.variant,
+            "embed_dim": self.embed_dim,
+            "hidden_size": self.hidden_size,
+            "tie_weights": self.tie_weights,
+            "feature_norm": self.feature_norm,
+            "feature_projection": 0 if self.feature_projection is None else self.feature_dim,
+            "feature_activation": self.feature_activation,
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Write a bundle; see ``lrcn_fast.models.bundle.save_bundle`` for the options."""
+        from lrcn_fast.models.bundle import save_bundle
+
+        save_bundle(self, Path(folder), **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> "Captioner":
+        """Load a bundle in evaluation mode: a folder, a packaged name, or a hub id.
+
+        See ``lrcn_fast.models.bundle.load_bundle`` for the options and the errors.
+        """
+        from lrcn_fast.models.bundle import load_bundle
+
+        return load_bundle(cls, name, **options)
+
+
+def pad_captions(captions: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Word ids as one tensor. Returns tokens [B, L] and lengths [B], both int64 on the CPU."""
+    lengths = torch.tensor([len(c) for c in captions], dtype=torch.int64)
+    tokens = torch.full(
+        (len(captions), int(lengths.max()) if len(captions) else 0), pad_id, dtype=torch.int64
+    )
+    for row, c in zip(tokens, captions, strict=True):
+        row[: len(c)] = torch.tensor(c, dtype=torch.int64)
+    return tokens, lengths
+
+
+def _choose(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Captioner: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _is_list(images: object) -> bool:
+    return isinstance(images, (list, tuple))

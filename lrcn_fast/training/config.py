@@ -1,0 +1,367 @@
+"""Training configuration: dataclasses, and YAML files that map onto them one to one.
+
+A run is a list of *phases* over one model: language-model pre-training on text, captioning with
+a frozen CNN, fine-tuning of the CNN, each with its own optimizer, schedule and stopping rule.
+Every error names the file and the dotted key, as in
+``paper.yaml: phases[1].optimizer.lr must be > 0, got -1``.
+"""
+
+import dataclasses
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "DataConfig",
+    "DropoutConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "ScheduleConfig",
+    "TextConfig",
+    "TrainConfig",
+    "load_config",
+    "recipe_names",
+]
+
+FORMAT = 1
+
+
+def _choice(*names: str) -> Any:
+    return {"choices": names}
+
+
+def _least(low: float, *, exclusive: bool = False, below: float | None = None) -> Any:
+    return {"low": low, "exclusive": exclusive, "below": below}
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """What is built: see ``lrcn_fast.models.Captioner`` for the meaning of the sizes."""
+
+    encoder: str = "efficientnet_lite0"
+    encoder_weights: str | None = "imagenet"
+    encoder_features: str | None = None
+    """Which features of the CNN; null: its default."""
+    encoder_dropout: float | None = field(default=None, metadata=_least(0.0, below=1.0))
+    """Of the paper's nets; active in training even below frozen layers, as in Caffe. null: their 0.5."""
+    freeze_batch_norm: bool | None = None
+    """Keep the stored statistics while the CNN trains; null: yes, if it has weights."""
+    variant: str = field(default="2f", metadata=_choice("1u", "2u", "2f"))
+    embed_dim: int = field(default=256, metadata=_least(1))
+    hidden_size: int = field(default=384, metadata=_least(1))
+    tie_weights: bool = False
+    feature_norm: str = field(default="standardize", metadata=_choice("none", "standardize", "l2"))
+    feature_projection: int = field(default=0, metadata=_least(0))
+    feature_activation: str = field(default="none", metadata=_choice("none", "relu", "tanh"))
+    init_scale: float = field(default=0.0, metadata=_least(0.0))
+    """Uniform +-scale for every decoder weight and zero biases, as the paper (0.08); 0: torch's defaults."""
+    init_from: str | None = None
+    """A bundle to start from; its sizes must be those given here."""
+
+
+@dataclass(kw_only=True)
+class TextConfig:
+    """Sentences without photos: for the vocabulary, or for language-model pre-training."""
+
+    path: str
+    format: str = "auto"
+    exclude: str = field(default="held_out", metadata=_choice("held_out", "none"))
+    """``held_out`` drops the captions of every photo, by file name, that is not trained on."""
+    limit: int = field(default=0, metadata=_least(0))
+    """Use that many sentences, drawn with the run's seed; 0: all."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where photos and captions are, and how they are cut."""
+
+    captions: list[str]
+    """One or more files, as ``lrcn_fast.data.read_captions`` reads them."""
+    images: str | None = None
+    format: str = "auto"
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    validation_splits: list[str] = field(default_factory=list)
+    """Splits used for scheduled evaluation; empty: cut from the training photos."""
+    validation_fraction: float = field(default=0.1, metadata=_least(0.0, below=1.0))
+    min_count: int = field(default=5, metadata=_least(1))
+    max_words: int = field(default=20, metadata=_least(2))
+    """Training sequence length, <EOS> included; a longer caption is cut and loses its <EOS>."""
+    vocabulary_text: list[TextConfig] = field(default_factory=list)
+    """Counted for the vocabulary beside the training captions."""
+    cache: str | None = None
+    """Folder of the feature cache; default: ``features`` inside the output folder."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """``caffe_sgd`` keeps the learning rate inside the momentum history, as Caffe does."""
+
+    name: str = field(default="adamw", metadata=_choice("sgd", "caffe_sgd", "adam", "adamw"))
+    lr: float = field(default=1e-3, metadata=_least(0.0, exclusive=True))
+    momentum: float = field(default=0.9, metadata=_least(0.0, below=1.0))
+    beta1: float = field(default=0.9, metadata=_least(0.0, below=1.0))
+    beta2: float = field(default=0.999, metadata=_least(0.0, below=1.0))
+    weight_decay: float = field(default=0.0, metadata=_least(0.0))
+    decay_biases: bool = False
+    multipliers: dict[str, float] = field(default_factory=dict)
+    """Learning-rate factor per parameter name pattern (shell wildcards), first match wins; 0 freezes."""
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """Factor on every learning rate as a function of the step."""
+
+    name: str = field(default="constant", metadata=_choice("constant", "step", "cosine"))
+    warmup_steps: int = field(default=0, metadata=_least(0))
+    step_size: int = field(default=20000, metadata=_least(1))
+    gamma: float = field(default=0.5, metadata=_least(0.0, exclusive=True))
+    final: float = field(default=0.0, metadata=_least(0.0))
+    """Cosine: the factor reached at the last step."""
+
+
+@dataclass(kw_only=True)
+class DropoutConfig:
+    """Probabilities of inverted dropout, applied in training only."""
+
+    features: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    embedding: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    lstm: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    """On the output of every LSTM layer but the last."""
+    output: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    """On the output of the last LSTM layer."""
+
+
+@dataclass(kw_only=True)
+class PhaseConfig:
+    """One stage of training."""
+
+    name: str
+    data: str = field(default="captions", metadata=_choice("captions", "text"))
+    text: list[TextConfig] = field(default_factory=list)
+    """With ``data: text``: sources beside the training captions."""
+    encoder: str = field(default="cached", metadata=_choice("cached", "frozen", "train"))
+    """``cached``: features computed once; ``frozen``: computed anew, so that dropout and random crops work;
+    ``train``: fine-tuned (``optimizer.multipliers`` choose which layers)."""
+    views: int = field(default=1, metadata=_least(1))
+    """Cached features: views per photo, the plain one first, then random crops and mirror images."""
+    augment: bool = False
+    """Random crops and mirror images where the CNN runs in training."""
+    crop_area: float = field(default=0.6, metadata=_least(0.0, exclusive=True, below=1.0001))
+    """Smallest part of the photo's area that a random crop keeps."""
+    epochs: float = field(default=0.0, metadata=_least(0.0))
+    steps: int = field(default=0, metadata=_least(0))
+    batch_size: int = field(default=100, metadata=_least(1))
+    """Captions per step, over all processes."""
+    captions_per_image: int = field(default=1, metadata=_least(0))
+    """Captions of one photo that share a batch; 0: all of them."""
+    accumulate: int = field(default=1, metadata=_least(1))
+    """Caffe's iter_size: batches per step, each of ``batch_size``."""
+    clip_norm: float = field(default=0.0, metadata=_least(0.0))
+    """Global gradient norm, taken on the sum over ``accumulate`` batches, as Caffe does; 0: off."""
+    loss_weight: float = field(default=1.0, metadata=_least(0.0, exclusive=True))
+    label_smoothing: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    ema: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    """Decay of the averaged weights that are evaluated and kept; 0: the weights themselves."""
+    evaluate_every: int = field(default=0, metadata=_least(0))
+    """Steps between evaluations on the validation photos; 0: once per epoch."""
+    patience: int = field(default=0, metadata=_least(0))
+    """Evaluations without a better score before the phase stops; 0: never."""
+    keep: str = field(default="best", metadata=_choice("best", "last"))
+    """Weights the phase ends with: those of the best evaluation, or the last ones as in the paper."""
+    num_beams: int = field(default=3, metadata=_least(1))
+    max_new_tokens: int = field(default=20, metadata=_least(1))
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """A whole run."""
+
+    model: ModelConfig
+    data: DataConfig
+    phases: list[PhaseConfig]
+    format: int = FORMAT
+    seed: int = field(default=1701, metadata=_least(0))
+    precision: str = field(default="no", metadata=_choice("no", "bf16", "fp16"))
+    checkpoint_every: int = field(default=500, metadata=_least(1))
+    """Steps between checkpoints; one is also written at every evaluation and phase end."""
+    encode_batch: int = field(default=32, metadata=_least(1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and scalars, as the YAML file holds."""
+        return dataclasses.asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes, usable in place of a path."""
+    folder = resources.files("lrcn_fast.training") / "recipes"
+    return sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(source: str | os.PathLike[str], overrides: typing.Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file, or a packaged recipe by name, into a checked ``TrainConfig``.
+
+    ``$NAME`` in a string is replaced from the environment.
+
+    Args:
+        source: Path of a YAML file, or one of ``recipe_names()``.
+        overrides: ``key.path=value`` strings, applied before checking; ``phases.0.epochs=3``. The
+            value is YAML.
+
+    Raises:
+        ValueError: unknown or missing keys, wrong types, values out of range; the message names the file
+            and the dotted key.
+        FileNotFoundError: neither a file nor a recipe.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("training recipes need PyYAML: pip install 'lrcn_fast[train]'") from error
+
+    path = Path(source)
+    if path.is_file():
+        text, name = path.read_text(encoding="utf-8"), path.name
+    elif str(source) in recipe_names():
+        name = f"{source}.yaml"
+        text = (resources.files("lrcn_fast.training") / "recipes" / name).read_text(encoding="utf-8")
+    else:
+        raise FileNotFoundError(
+            f"load_config: source must be a YAML file or one of the recipes {', '.join(recipe_names())}, "
+            f"got {str(source)!r}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: must be YAML, got {' '.join(str(error).split())}") from None
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"load_config: overrides must be key=value, got {override!r}")
+        _assign(values, key.strip(), _yaml_value(yaml, key, value))
+    return parse_config(values, name)
+
+
+def _yaml_value(yaml: Any, key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"load_config: value of {key} must be YAML, got {text!r}") from None
+
+
+def parse_config(values: Any, name: str = "config") -> TrainConfig:
+    """Check plain values (what ``TrainConfig.to_dict`` returns) and build the dataclasses."""
+    config = typing.cast(TrainConfig, _build(TrainConfig, values, name, ""))
+    if config.format != FORMAT:
+        raise ValueError(f"{name}: format must be {FORMAT}, got {config.format}")
+    if not config.phases:
+        raise ValueError(f"{name}: phases must hold at least one phase, got []")
+    for i, phase in enumerate(config.phases):
+        if (phase.epochs > 0) == (phase.steps > 0):
+            raise ValueError(
+                f"{name}: phases[{i}] must set exactly one of epochs and steps, "
+                f"got epochs {phase.epochs:g}, steps {phase.steps}"
+            )
+        if phase.data == "text" and phase.encoder == "train":
+            raise ValueError(f"{name}: phases[{i}].encoder must be cached or frozen for text, got 'train'")
+        k = phase.captions_per_image
+        if k and phase.batch_size % k:
+            raise ValueError(
+                f"{name}: phases[{i}].batch_size must be a multiple of captions_per_image = {k}, "
+                f"got {phase.batch_size}"
+            )
+    if config.model.tie_weights and config.model.embed_dim != config.model.hidden_size:
+        raise ValueError(
+            f"{name}: model.embed_dim must be hidden_size = {config.model.hidden_size} with tie_weights, "
+            f"got {config.model.embed_dim}"
+        )
+    return config
+
+
+def _assign(values: Any, key: str, value: Any) -> None:
+    at = values
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                where = ".".join(parts[:i])
+                raise ValueError(f"load_config: {where} must be indexed below {len(at)}, got {part!r}")
+            index: Any = int(part)
+        elif isinstance(at, dict):
+            index = part
+            if not last:
+                at.setdefault(part, {})
+        else:
+            raise ValueError(f"load_config: {'.'.join(parts[:i])} must be a mapping or a list, got {at!r}")
+        if last:
+            at[index] = value
+        else:
+            at = at[index]
+
+
+def _build(kind: Any, value: Any, name: str, key: str) -> Any:
+    """Turn plain ``value`` into ``kind``, or raise with the file's name and the dotted key."""
+    where = f"{name}: {key}" if key else name
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}{'' if key else ':'} must be a mapping, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        known = {f.name: f for f in dataclasses.fields(kind)}
+        prefix = f"{key}." if key else ""
+        for k in value:
+            if k not in known:
+                raise ValueError(f"{name}: {prefix}{k} must be one of {', '.join(known)}, got an unknown key")
+        built = {}
+        for k, f in known.items():
+            if k in value:
+                built[k] = _build(hints[k], value[k], name, f"{prefix}{k}")
+                _check_range(f.metadata, built[k], f"{name}: {prefix}{k}")
+            elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise ValueError(f"{name}: {prefix}{k} must be given, got nothing")
+        make: Any = kind
+        return make(**built)
+    if origin is list:
+        if typing.get_args(kind)[0] is str and isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return [_build(typing.get_args(kind)[0], v, name, f"{key}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a mapping, got {value!r}")
+        return {str(k): _build(typing.get_args(kind)[1], v, name, f"{key}.{k}") for k, v in value.items()}
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _build(next(a for a in typing.get_args(kind) if a is not type(None)), value, name, key)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text.
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{where} must be a number, got {value!r}") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        noun = {float: "a number", int: "an integer", bool: "true or false", str: "text"}[kind]
+        raise ValueError(f"{where} must be {noun}, got {value!r}")
+    return os.path.expandvars(value) if kind is str else value
+
+
+def _check_range(rule: typing.Mapping[str, Any], value: Any, where: str) -> None:
+    if "choices" in rule and value not in rule["choices"]:
+        raise ValueError(f"{where} must be one of {', '.join(rule['choices'])}, got {value!r}")
+    if "low" in rule and value is not None:
+        low, below = rule["low"], rule["below"]
+        sign = ">" if rule["exclusive"] else ">="
+        if not (value > low if rule["exclusive"] else value >= low) or (below and not value < below):
+            bound = f" and < {below:g}" if below else ""
+            raise ValueError(f"{where} must be {sign} {low:g}{bound}, got {value!r}")

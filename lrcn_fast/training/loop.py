@@ -1,0 +1,570 @@
+"""The training loop: phases of steps over one captioner, on Accelerate.
+
+What a step does, in Caffe's order (lrcn_paper: solver semantics of the original release):
+
+    for each of ``accumulate`` batches:   g += d(loss_weight * mean word loss) / dw
+    clip the global norm of g; g /= accumulate; weight decay, momentum, update
+
+A run is a function of its configuration: batches come from (seed, phase, step), dropout from random
+states that a checkpoint holds, so a run that was killed and resumed ends with the same weights.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrcn_fast.data import CaptionSet
+from lrcn_fast.evaluation import caption_metrics
+from lrcn_fast.models.captioner import Captioner, Dropout, pad_captions
+from lrcn_fast.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from lrcn_fast.training.config import PhaseConfig, TrainConfig
+from lrcn_fast.training.data import (
+    Batch,
+    BatchStream,
+    CaptionData,
+    build_vocabulary,
+    read_splits,
+    read_text,
+)
+from lrcn_fast.training.optim import WeightAverage, make_optimizer, schedule_factor, select_parameters
+from lrcn_fast.training.photos import PhotoReader, require_photos, view_features
+from lrcn_fast.training.report import Reporter
+
+__all__ = ["Trainer", "train"]
+
+
+def train(
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    restart: bool = False,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Train a captioner and write it to ``out/model``.
+
+    A run that stopped half-way continues from its last checkpoint when it is called again with the same
+    configuration and folder. Under ``torchrun`` or ``accelerate launch`` the batch is shared between the
+    processes: over GPUs, or over CPU processes with ``device="cpu"``.
+
+    Args:
+        config: See ``load_config``.
+        out: Folder for the checkpoint, the log, TensorBoard events and the trained model.
+        device: "cpu" or "cuda"; None takes a GPU if there is one.
+        restart: Throw away what ``out`` holds of an earlier run.
+        progress: Show progress bars; None: if stderr is a terminal.
+
+    Returns:
+        The history of evaluations and the best scores, also written to ``out/history.json``.
+
+    Raises:
+        ValueError: the configuration contradicts the data, or ``out`` holds a run of another configuration.
+    """
+    return Trainer(config, Path(out), device=device, restart=restart, progress=progress).run()
+
+
+class _Objective(nn.Module):
+    """The loss as one module call, which is what DistributedDataParallel needs to see."""
+
+    def __init__(self, model: Captioner, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self._label_smoothing = label_smoothing
+
+    def forward(
+        self,
+        images: Tensor | None,
+        features: Tensor | None,
+        photo_of: Tensor,
+        tokens: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
+        if images is not None:
+            features = self.model.encode(images)
+        if features is not None:
+            # An embedding look-up: unlike index_select, its backward adds in a fixed order on GPUs too.
+            features = F.embedding(photo_of, features)
+        return self.model.loss(
+            features, tokens, lengths, label_smoothing=self._label_smoothing, reduction="sum"
+        )
+
+
+class Trainer:
+    """One run; see ``train`` for the arguments."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        *,
+        device: str | None = None,
+        restart: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        try:
+            from accelerate import Accelerator
+            from accelerate.state import AcceleratorState
+            from accelerate.utils import set_seed
+        except ImportError as error:
+            raise ImportError("training needs accelerate: pip install 'lrcn_fast[train]'") from error
+        if device not in (None, "cpu", "cuda"):
+            raise ValueError(f"train: device must be cpu or cuda, got {device!r}")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("train: device must be cpu without an NVIDIA GPU, got 'cuda'")
+        self.config, self.out = config, out
+        # Accelerate remembers the precision of the process's first Accelerator.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.precision)
+        self.is_main = self.accelerator.is_main_process
+        torch.backends.cudnn.benchmark = False
+        if self.is_main:
+            if restart:
+                for name in ("checkpoint.pt", "best.pt", "history.json", "log.jsonl"):
+                    (out / name).unlink(missing_ok=True)
+                for name in ("tensorboard", "model"):
+                    shutil.rmtree(out / name, ignore_errors=True)
+            out.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+
+        set_seed(config.seed)
+        state = self._read_checkpoint()
+        train_set, validation, self._held_out = read_splits(config.data, config.seed)
+        self.train_items: CaptionSet = train_set
+        self.validation_items: CaptionSet | None = validation
+        self.model = self._build_model()
+        self._trains_encoder = any(p.encoder == "train" for p in config.phases)
+        self.report = Reporter(out, self.is_main, progress)
+        self._cache: dict[Any, Tensor] = {}
+        self.history: list[dict[str, Any]] = []
+        self._phase, self._step = 0, 0
+        self._best: dict[str, Any] | None = None
+        self._bad_evaluations = 0
+        # Sum of the step losses since the last evaluation, and their number.
+        self._losses = [0.0, 0.0]
+        self._resume = state
+        # Dropout differs between processes; everything else above is the same.
+        torch.manual_seed(config.seed + self.accelerator.process_index)
+        if state is not None:
+            self._phase, self._step = state["phase"], state["step"]
+            self._best, self._bad_evaluations = state["best"], state["bad_evaluations"]
+            self.history, self._losses = state["history"], state["losses"]
+            self.report.rewrite(self.history)
+            self.model.load_state_dict(state["model"], strict=False)
+
+    # ---- set-up -------------------------------------------------------------------------------
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return None
+        state = load_checkpoint(path)
+        before, now = _flatten(state["config"]), _flatten(self.config.to_dict())
+        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        if changed:
+            raise ValueError(
+                f"train: {path} must be of this configuration, got another {changed[0]} "
+                f"({before.get(changed[0])!r} there, {now.get(changed[0])!r} here); "
+                "choose another folder, or restart"
+            )
+        if state["world"] != self.accelerator.num_processes:
+            raise ValueError(
+                f"train: {path} must be resumed with {state['world']} processes, "
+                f"got {self.accelerator.num_processes}"
+            )
+        return state
+
+    def _build_model(self) -> Captioner:
+        m = self.config.model
+        options = {
+            "features": m.encoder_features,
+            "dropout": m.encoder_dropout,
+            "freeze_batch_norm": m.freeze_batch_norm,
+        }
+        sizes = {
+            "variant": m.variant,
+            "embed_dim": m.embed_dim,
+            "hidden_size": m.hidden_size,
+            "tie_weights": m.tie_weights,
+            "feature_norm": m.feature_norm,
+            "feature_projection": m.feature_projection,
+            "feature_activation": m.feature_activation,
+        }
+        if m.init_from is None:
+            vocabulary = build_vocabulary(self.config, self.train_items, self._held_out)
+            model = Captioner(
+                m.encoder,
+                vocabulary=vocabulary,
+                encoder_weights=m.encoder_weights,
+                encoder_options={k: v for k, v in options.items() if v is not None},
+                init_scale=m.init_scale,
+                **sizes,  # type: ignore[arg-type]
+            )
+        else:
+            model = Captioner.from_pretrained(m.init_from)
+            held = {**model.config(), "encoder": model.encoder.name}
+            for key, value in {**sizes, "encoder": m.encoder}.items():
+                if held[key] != value:
+                    raise ValueError(
+                        f"train: model.{key} must be that of init_from = {held[key]!r}, got {value!r}"
+                    )
+        return model.to(self.accelerator.device)
+
+    def _features(self, items: CaptionSet, views: int, crop_area: float) -> Tensor:
+        key = (id(items), views, crop_area)
+        if key not in self._cache:
+            with self.report.bar("features", len(items) * views) as advance:
+                features = view_features(
+                    self.model,
+                    items,
+                    views=views,
+                    crop_area=crop_area,
+                    seed=self.config.seed,
+                    batch_size=self.config.encode_batch,
+                    progress=advance,
+                )
+            self._cache[key] = features.to(self.accelerator.device)
+        return self._cache[key]
+
+    # ---- the run ------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Run every phase that is left and write the model."""
+        try:
+            model = self.model
+            if (
+                model.feature_norm == "standardize"
+                and self.config.model.init_from is None
+                and self._resume is None
+            ):
+                model.set_feature_statistics(self._features(self.train_items, 1, 1.0)[:, 0])
+            while self._phase < len(self.config.phases):
+                self._run_phase(self.config.phases[self._phase])
+                self._phase += 1
+                self._step, self._best, self._bad_evaluations = 0, None, 0
+                self._save({})
+            summary = {"history": self.history, "best": self.kept()}
+            if self.is_main:
+                self._write_model(summary)
+            self.accelerator.wait_for_everyone()
+            return summary
+        finally:
+            self.report.close()
+
+    def kept(self) -> dict[str, Any] | None:
+        """The evaluation whose weights are kept: the best of the last phase, or its last one."""
+        last = self.config.phases[-1]
+        found = [e for e in self.history if e["phase"] == last.name and "score" in e]
+        if last.keep == "last":
+            return found[-1] if found else None
+        return max(found, key=lambda e: e["score"], default=None)
+
+    def _write_model(self, summary: dict[str, Any]) -> None:
+        from lrcn_fast.models.bundle import save_bundle
+
+        best = summary["best"]
+        scores = {} if best is None else {k: v for k, v in best.items() if isinstance(v, float)}
+        self.model.eval()
+        save_bundle(
+            self.model,
+            self.out / "model",
+            details={
+                "training": self.config.to_dict(),
+                "photos": len(self.train_items),
+                "validation": scores,
+            },
+        )
+        temporary = self.out / ".history.json.tmp"
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        os.replace(temporary, self.out / "history.json")
+
+    def _run_phase(self, phase: PhaseConfig) -> None:
+        accelerator, model = self.accelerator, self.model
+        index = self._phase
+        device = accelerator.device
+        data = self._phase_data(phase)
+        stream = BatchStream(
+            data,
+            phase.batch_size,
+            phase.captions_per_image,
+            (self.config.seed, index),
+            model.vocabulary.pad_id,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        steps_per_epoch = max(1, stream.batches_per_epoch // phase.accumulate)
+        total = phase.steps or max(1, round(phase.epochs * steps_per_epoch))
+        every = phase.evaluate_every or steps_per_epoch
+
+        model.encoder.set_trainable(phase.encoder == "train" and phase.data == "captions")
+        model.dropout = Dropout(**dataclasses.asdict(phase.dropout))
+        named = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if (model.encoder.trainable or not name.startswith("encoder."))
+            and (phase.data == "captions" or not name.startswith("feature_projection."))
+        ]
+        for p in model.parameters():
+            p.requires_grad_(False)
+        selected = select_parameters(named, phase.optimizer.multipliers)
+        optimizer = make_optimizer(selected, phase.optimizer)
+        average = WeightAverage(selected, phase.ema) if phase.ema else None
+        objective, prepared = accelerator.prepare(_Objective(model, phase.label_smoothing), optimizer)
+        parameters = [p for _, p, _ in selected]
+        if self._resume is not None:
+            if self._step:
+                optimizer.load_state_dict(self._resume["optimizer"])
+                if average is not None:
+                    average.load_state_dict(_to(self._resume["average"], device))
+                if accelerator.scaler is not None and self._resume["scaler"]:
+                    accelerator.scaler.load_state_dict(self._resume["scaler"])
+            set_random_state(self._resume["random"][accelerator.process_index])
+            self._resume = None
+
+        def extra() -> dict[str, Any]:
+            return {
+                "optimizer": optimizer.state_dict(),
+                "average": None if average is None else average.state_dict(),
+                "scaler": {} if accelerator.scaler is None else accelerator.scaler.state_dict(),
+            }
+
+        batches = self._batches(phase, stream, self._step * phase.accumulate, total * phase.accumulate)
+        world = accelerator.num_processes
+        with self.report.bar(phase.name, total, self._step) as advance:
+            stopped = self._stopped_early(phase)
+            while self._step < total and not stopped:
+                model.train()
+                factor = schedule_factor(phase.schedule, self._step, total)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+                prepared.zero_grad(set_to_none=True)
+                step_loss = torch.zeros((), device=device)
+                for _ in range(phase.accumulate):
+                    batch, images, features = next(batches)
+                    with accelerator.autocast():
+                        loss = objective(
+                            images,
+                            features,
+                            batch.photo_of.to(device),
+                            batch.tokens.to(device),
+                            batch.lengths,
+                        )
+                    # Processes hold shares of one batch: DDP averages, so each share counts `world` times.
+                    accelerator.backward(loss * (phase.loss_weight * world / batch.total_words))
+                    step_loss += loss.detach() * (world / batch.total_words / phase.accumulate)
+                if phase.clip_norm:
+                    accelerator.clip_grad_norm_(parameters, phase.clip_norm)
+                if phase.accumulate > 1:
+                    for p in parameters:
+                        if p.grad is not None:
+                            p.grad.div_(phase.accumulate)
+                prepared.step()
+                if average is not None:
+                    average.update()
+                self._step += 1
+                self._losses = [self._losses[0] + float(step_loss), self._losses[1] + 1]
+                advance(self._step, total)
+                if self._step % every == 0 or self._step == total:
+                    mean_loss = self._losses[0] / self._losses[1]
+                    self._losses = [0.0, 0.0]
+                    stopped = self._evaluate(phase, average, mean_loss, factor)
+                    self._save(extra())
+                elif self._step % self.config.checkpoint_every == 0:
+                    self._save(extra())
+        batches.close()
+        if self._best is not None and phase.keep == "best":
+            self._load_best()
+        elif average is not None:
+            average.swap()
+        accelerator.free_memory()
+
+    def _phase_data(self, phase: PhaseConfig) -> CaptionData:
+        words = self.config.data.max_words
+        if phase.data == "captions":
+            return CaptionData.from_items(self.train_items, self.model.vocabulary, words)
+        sentences = self.train_items.captions()
+        for source in phase.text:
+            sentences += read_text(source, self._held_out, self.config.seed)
+        return CaptionData.from_text(sentences, self.model.vocabulary, words)
+
+    def _batches(
+        self, phase: PhaseConfig, stream: BatchStream, start: int, stop: int
+    ) -> Generator[tuple[Batch, Tensor | None, Tensor | None], None, None]:
+        device = self.accelerator.device
+        if phase.data == "text":
+            for n in range(start, stop):
+                yield stream[n], None, None
+        elif phase.encoder == "cached":
+            features = self._features(self.train_items, phase.views, phase.crop_area)
+            for n in range(start, stop):
+                batch = stream[n]
+                view = torch.zeros(len(batch.photos), dtype=torch.int64)
+                if phase.views > 1:
+                    view = _random_views(batch, phase.views)
+                yield batch, None, features[torch.tensor(batch.photos, device=device), view.to(device)]
+        else:
+            reader = PhotoReader(self.model, require_photos(self.train_items), phase.crop_area)
+            try:
+                wanted = (
+                    (b.photos, [(*b.seed, i) if phase.augment else None for i in range(len(b.photos))])
+                    for b in (stream[n] for n in range(start, stop))
+                )
+                for n, images in enumerate(reader.ahead(wanted), start):
+                    yield stream[n], images.to(device), None
+            finally:
+                reader.close()
+
+    # ---- evaluation ---------------------------------------------------------------------------
+
+    def _stopped_early(self, phase: PhaseConfig) -> bool:
+        return bool(phase.patience) and self._bad_evaluations >= phase.patience
+
+    def _evaluate(
+        self, phase: PhaseConfig, average: WeightAverage | None, train_loss: float, factor: float
+    ) -> bool:
+        """Score the current (or averaged) weights, keep them if best; returns whether to stop."""
+        entry: dict[str, Any] = {
+            "phase": phase.name,
+            "step": self._step,
+            "train_loss": train_loss,
+            "lr": phase.optimizer.lr * factor,
+        }
+        if self.validation_items is None:
+            self.history.append(entry)
+            self.report.log(entry)
+            return False
+        if average is not None:
+            average.swap()
+        self.model.eval()
+        entry.update(self._scores(phase, self.validation_items))
+        better = self._best is None or entry["score"] > self._best["score"]
+        if better:
+            self._best, self._bad_evaluations = dict(entry), 0
+            if self.is_main:
+                save_checkpoint(
+                    self.out / "best.pt",
+                    {"phase": self._phase, "step": self._step, "model": self._model_state()},
+                )
+        else:
+            self._bad_evaluations += 1
+        if average is not None:
+            average.swap()
+        self.history.append(entry)
+        self.report.log(entry)
+        return self._stopped_early(phase)
+
+    @torch.no_grad()
+    def _scores(self, phase: PhaseConfig, items: CaptionSet) -> dict[str, float]:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        share = range(rank, len(items), world)
+        features: Tensor | None = None
+        if phase.data == "captions":
+            if phase.encoder == "train":
+                self._cache.pop((id(items), 1, 1.0), None)
+            features = self._features(items, 1, 1.0)[:, 0]
+        loss_sum, words = self._validation_loss(items, share, features)
+        candidates = {}
+        if features is not None and len(share):
+            found = self.model.caption(
+                features=features[list(share)], num_beams=phase.num_beams, max_new_tokens=phase.max_new_tokens
+            )
+            candidates = {items[i].id: c[0].text if c else "" for i, c in zip(share, found, strict=True)}
+        parts = [(loss_sum, words, candidates)]
+        if world > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object(parts)
+        loss_mean = sum(p[0] for p in parts) / sum(p[1] for p in parts)
+        scores = {"validation_loss": loss_mean, "score": -loss_mean}
+        if features is not None:
+            merged = {k: v for p in parts for k, v in p[2].items()}
+            scores |= {k: float(v) for k, v in caption_metrics(items.references(), merged).items()}
+            scores["score"] = scores["cider_d"]
+        return scores
+
+    def _validation_loss(
+        self, items: CaptionSet, share: range, features: Tensor | None
+    ) -> tuple[float, float]:
+        """Sum of -log p over the words of a share of the photos, and the number of words."""
+        device = self.accelerator.device
+        vocabulary = self.model.vocabulary
+        pairs = [
+            (i, vocabulary.encode_target(c, self.config.data.max_words))
+            for i in share
+            for c in items[i].captions
+        ]
+        total, count = 0.0, 0.0
+        for at in range(0, len(pairs), 256):
+            chunk = pairs[at : at + 256]
+            tokens, lengths = pad_captions([c for _, c in chunk], vocabulary.pad_id)
+            rows = None if features is None else features[[i for i, _ in chunk]]
+            loss = self.model.loss(rows, tokens.to(device), lengths, reduction="sum")
+            total, count = total + float(loss), count + float(lengths.sum())
+        return total, count
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def _model_state(self) -> dict[str, Tensor]:
+        state = self.model.state_dict()
+        return {k: v for k, v in state.items() if self._trains_encoder or not k.startswith("encoder.")}
+
+    def _load_best(self) -> None:
+        self.accelerator.wait_for_everyone()
+        state = load_checkpoint(self.out / "best.pt")
+        self.model.load_state_dict(state["model"], strict=False)
+
+    def _save(self, extra: dict[str, Any]) -> None:
+        states = [random_state()]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            states = gather_object(states)
+        if self.is_main:
+            save_checkpoint(
+                self.out / "checkpoint.pt",
+                {
+                    "config": self.config.to_dict(),
+                    "world": self.accelerator.num_processes,
+                    "phase": self._phase,
+                    "step": self._step,
+                    "model": self._model_state(),
+                    "random": states,
+                    "best": self._best,
+                    "bad_evaluations": self._bad_evaluations,
+                    "history": self.history,
+                    "losses": self._losses,
+                    **extra,
+                },
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def _random_views(batch: Batch, views: int) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.random.default_rng(batch.seed).integers(views, size=len(batch.photos)))
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k2: v2 for k, v in value.items() for k2, v2 in _flatten(v, f"{key}.{k}" if key else k).items()
+        }
+    if isinstance(value, list):
+        return {k2: v2 for i, v in enumerate(value) for k2, v2 in _flatten(v, f"{key}[{i}]").items()}
+    return {key: value}
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: _to(v, device) for k, v in value.items()}
+    return value
