@@ -13,11 +13,21 @@ __all__ = ["LayerWeights", "Layout"]
 class LayerWeights(NamedTuple):
     """One layer's parameters, gates i, f, g, o. I: what the layer below hands up, F: the static input."""
 
-    w_x: Tensor  # [4H, I]
-    w_static: Tensor | None  # [4H, F], of the layer that sees the features at every step
+    w_ih: Tensor  # [4H, I], or [4H, I + F] of the layer that sees the features at every step
     w_hh: Tensor  # [4H, H]
     b_ih: Tensor | None  # [4H]
     b_hh: Tensor | None  # [4H]
+    static_size: int  # F, 0 for the other layers
+
+    @property
+    def w_x(self) -> Tensor:
+        """The columns of what the layer below hands up. [4H, I]."""
+        return self.w_ih[:, : self.w_ih.shape[1] - self.static_size]
+
+    @property
+    def w_static(self) -> Tensor | None:
+        """The columns of the features. [4H, F]."""
+        return self.w_ih[:, -self.static_size :] if self.static_size else None
 
     @property
     def bias(self) -> Tensor | None:
@@ -87,17 +97,12 @@ class Layout:
         """The parameters as they are now, bottom up."""
         for layer, (index, suffix) in enumerate(self.places):
             module = modules[index]
-            w_ih: Tensor = getattr(module, f"weight_ih{suffix}")
-            w_static = None
-            if layer == self.static_layer:
-                w_static = w_ih[:, -self.static_size :]
-                w_ih = w_ih[:, : -self.static_size]
             yield LayerWeights(
-                w_ih,
-                w_static,
+                getattr(module, f"weight_ih{suffix}"),
                 getattr(module, f"weight_hh{suffix}"),
                 getattr(module, f"bias_ih{suffix}", None),
                 getattr(module, f"bias_hh{suffix}", None),
+                self.static_size if layer == self.static_layer else 0,
             )
 
 

@@ -360,8 +360,7 @@ def _word_by_word(
 
     for at in range(P, P + config.max_new_tokens):
         history = rows.tokens[:, :, :at].flatten(0, 1)
-        scores = logits if logits.dtype == torch.float64 and uniforms is None else logits.float()
-        scores = process_scores(scores, history, at - P, config, rules.eos_id)
+        scores = process_scores(logits.float(), history, at - P, config, rules.eos_id)
         if uniforms is None:
             words = scores.eq(scores.amax(-1, keepdim=True)).int().argmax(-1)  # the lowest of equals
         else:
