@@ -30,6 +30,11 @@ class LayerWeights(NamedTuple):
         return self.w_ih[:, -self.static_size :] if self.static_size else None
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The parameters themselves."""
+        return self.w_ih, self.w_hh, self.b_ih, self.b_hh
+
+    @property
     def bias(self) -> Tensor | None:
         """Both biases in one [4H]."""
         return None if self.b_ih is None or self.b_hh is None else self.b_ih + self.b_hh

@@ -1,21 +1,22 @@
 """The word-by-word half of a captioner: embedding, LSTM layers, vocabulary projection, and search."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrcn_fast import ops
-from lrcn_fast._decoder_layers import LayerWeights, Layout
+from lrcn_fast import ops, ops_decode
+from lrcn_fast._decoder_layers import Layout
+from lrcn_fast._decoder_pack import PackedDecoder
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
 from lrcn_fast.reference_decoder import search_eagerly
 
 __all__ = ["CaptionDecoder"]
 
 
-class CaptionDecoder(torch.nn.Module):
+class CaptionDecoder(PackedDecoder):
     """An LSTM language model that describes an image, with fast search.
 
     One class for the whole family of Donahue et al. 2015 (arXiv:1411.4389, section 5) and its neighbours. The
@@ -30,6 +31,13 @@ class CaptionDecoder(torch.nn.Module):
     - neither: a language model. ``features`` is None everywhere.
 
     Shapes: B images, L words, V vocabulary, E embedding, H hidden, F features (F = E with ``image_first``).
+
+    Decoding is native on the CPU, for float32, bfloat16 and float16 parameters (computed in float32), and
+    reads packed weights, see :meth:`prepare`. Models in float64 and on other devices decode by the same
+    rules in eager PyTorch (:mod:`lrcn_fast.reference_decoder`).
+
+    For ``torch.compile`` use the LSTM modules of :mod:`lrcn_fast.nn`: Dynamo refuses torch.nn.LSTM
+    (``lrcn_fast.nn.replace_lstm(decoder)`` swaps them, parameters shared).
 
     Args:
         embedding: Word vectors. [V, E].
@@ -93,6 +101,10 @@ class CaptionDecoder(torch.nn.Module):
                 "CaptionDecoder: projection must have one output for each word of the embedding = "
                 f"{self.embedding.num_embeddings}, got out_features = {V}"
             )
+        if self.embedding.max_norm is not None:
+            raise NotImplementedError(
+                f"CaptionDecoder: embedding must have max_norm=None, got {self.embedding.max_norm}"
+            )
         if self.image_first and self.static_layer is not None:
             raise ValueError(
                 f"CaptionDecoder: static_layer must be None with image_first=True, got {self.static_layer}"
@@ -116,9 +128,6 @@ class CaptionDecoder(torch.nn.Module):
         """V, the number of words."""
         return self.projection.out_features
 
-    def _weights(self) -> list[LayerWeights]:
-        return list(self._layout.weights(list(self.layers)))
-
     # ---------------------------------------------------------------- training
 
     def forward(self, tokens: Tensor, features: Tensor | None = None) -> Tensor:
@@ -134,6 +143,8 @@ class CaptionDecoder(torch.nn.Module):
         Returns:
             Logits [B, L, V].
         """
+        if self.training:
+            self._drop_pack()  # an optimiser step may follow that leaves no trace
         self._check_features("CaptionDecoder", features)
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ValueError(
@@ -277,7 +288,45 @@ class CaptionDecoder(torch.nn.Module):
             generator=generator,
         )
         prefix, uniforms = self._search_inputs(features, config, batch_size)
-        return search_eagerly(self, features, config, prefix, uniforms)
+        if not self._is_native(self._prepared):
+            return search_eagerly(self, features, config, prefix, uniforms)
+        common: dict[str, Any] = {
+            "batch_size": prefix.shape[0],
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "pad_id": self.pad_id,
+            "feed_bos": self.feed_bos,
+            "prefix": prefix,
+            "max_new_tokens": config.max_new_tokens,
+            "min_new_tokens": config.min_new_tokens,
+            "length_penalty": config.length_penalty,
+            "no_repeat_ngram_size": config.no_repeat_ngram_size,
+            "repetition_penalty": config.repetition_penalty,
+            "suppress_tokens": config.suppress_tokens,
+        }
+        packed = self._packed()
+        features = None if features is None else features.float()
+        if config.do_sample or config.num_beams == 1:
+            result = ops_decode.decode_sample(
+                packed,
+                features,
+                uniforms,
+                logit_scale=config.logit_scale,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                **common,
+            )
+        else:
+            result = ops_decode.decode_beam(
+                packed,
+                features,
+                num_beams=config.num_beams,
+                num_return_sequences=config.num_return_sequences,
+                early_stopping=config.early_stopping,
+                compat=config.compat,
+                **common,
+            )
+        return DecodeResult(*result)
 
     def _search_inputs(
         self, features: Tensor | None, config: GenerationConfig, batch_size: int | None

@@ -1,10 +1,15 @@
 """CaptionDecoder: every way an image can enter, against the same model put together from torch.nn."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from lrcn_fast import CaptionDecoder
+from lrcn_fast import CaptionDecoder, reference_decoder
+from lrcn_fast import nn as fast_nn
 
 V, E, H, FEATURES = 11, 6, 8, 5
 
@@ -348,3 +353,117 @@ def test_feature_errors():
         language_model.generate(features)
     with pytest.raises(ValueError, match="batch_size must be an integer of at least 0, got -1"):
         language_model.generate(batch_size=-1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_in_one_graph(training):
+    decoder, size = make("2f")
+    fast_nn.replace_lstm(decoder)  # Dynamo refuses torch.nn.LSTM
+    tokens, features = make_inputs(size)
+    decoder.train(training)
+    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+    loss = F.cross_entropy(compiled(tokens, features).flatten(0, 1), tokens.flatten())
+    expected = F.cross_entropy(decoder(tokens, features).flatten(0, 1), tokens.flatten())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+
+# What leaves a trace, and what only the rules catch.
+WRITES = {
+    "in-place": lambda d: d.projection.bias.data_ptr() and torch.no_grad()(d.projection.bias.neg_)(),
+    "replaced": lambda d: setattr(d.projection, "bias", nn.Parameter(-d.projection.bias.detach())),
+    "load_state_dict": lambda d: d.load_state_dict({k: -v for k, v in d.state_dict().items()}),
+    "load into a part": lambda d: d.layers[0].load_state_dict({k: -v for k, v in d.layers[0].state_dict().items()}),
+    "data, then eval": lambda d: (d.embedding.weight.data.neg_(), d.eval()),
+    "data, then a training step": lambda d: (
+        d.train(), d(*make_inputs(FEATURES)), d.embedding.weight.data.neg_(), d.eval()
+    ),
+    "data, then prepare": lambda d: (d.embedding.weight.data.neg_(), d.prepare()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_pack_is_never_stale(write, prepared):
+    decoder, size = make("2f")
+    _, features = make_inputs(size)
+    if prepared:
+        decoder.prepare()
+    before = decoder.generate(features)
+    write(decoder)
+    after = decoder.generate(features)
+    assert not torch.equal(before.scores, after.scores)
+    torch.testing.assert_close(after.scores, reference_decoder.generate(decoder, features).scores)
+
+
+def test_packs_in_training_mode():
+    decoder, size = make("2f")
+    tokens, features = make_inputs(size)
+    decoder.train()
+    decoder.generate(features)
+    decoder.embedding.weight.data.neg_()  # leaves no trace: nothing may have been kept
+    expected = reference_decoder.generate(decoder, features).scores
+    torch.testing.assert_close(decoder.generate(features).scores, expected)
+    decoder.prepare()
+    pack = decoder._packed()
+    assert decoder._packed() is pack  # asked for, so kept
+    decoder(tokens, features)
+    decoder.embedding.weight.data.neg_()
+    expected = reference_decoder.generate(decoder, features).scores
+    torch.testing.assert_close(decoder.generate(features).scores, expected)
+
+
+def test_a_pack_is_kept_and_not_copied():
+    decoder, size = make("2f")
+    _, features = make_inputs(size)
+    assert decoder.prepare() is decoder
+    pack = decoder._packed()
+    result = decoder.generate(features)
+    assert decoder._packed() is pack
+    for other in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
+        assert other._pack is None
+        assert torch.equal(other.generate(features).scores, result.scores)
+    assert decoder._packed() is pack
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("int8", 0.03)])
+def test_rounded_weights(dtype, tolerance):
+    decoder, size = make("2f")
+    tokens, features = make_inputs(size)
+    logits = decoder(tokens, features)
+    exact = decoder.generate(features, num_beams=1)
+    rounded = decoder.prepare(dtype).generate(features, num_beams=1)
+    assert not torch.equal(rounded.scores, exact.scores)
+    # Relative to the score; worst seen over 20 seeds: 0.006 and 0.009.
+    torch.testing.assert_close(rounded.scores, exact.scores, rtol=tolerance, atol=tolerance)
+    assert torch.equal(decoder(tokens, features), logits)
+    decoder.train()
+    assert torch.equal(decoder.generate(features, num_beams=1).scores, rounded.scores)
+    assert torch.equal(decoder.eval().prepare().generate(features, num_beams=1).scores, exact.scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_parameter_dtypes(dtype):
+    decoder, size = make("2f")
+    _, features = make_inputs(size)
+    decoder.to(dtype)
+    result = decoder.generate(features.to(dtype))
+    same = copy.deepcopy(decoder).float().generate(features.to(dtype).float())
+    assert torch.equal(result.sequences, same.sequences)
+    torch.testing.assert_close(result.scores, same.scores)
+    assert result.scores.dtype == torch.float32
+
+
+def test_prepare_errors():
+    decoder, size = make("2f")
+    with pytest.raises(ValueError, match="prepare: dtype must be float32, bfloat16 or int8, got 'fp8'"):
+        decoder.prepare("fp8")
+    decoder.double()
+    assert decoder.prepare() is decoder
+    with pytest.raises(NotImplementedError, match=r"must be float32 for a torch\.float64 model on cpu, .* got int8"):
+        decoder.prepare("int8")
+    decoder.float().prepare("int8")
+    _, features = make_inputs(size)
+    decoder.double()
+    with pytest.raises(NotImplementedError, match=r"must be float32 for a torch\.float64 model on cpu, .* got int8"):
+        decoder.generate(features.double())
