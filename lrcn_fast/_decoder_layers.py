@@ -29,6 +29,10 @@ class LayerWeights(NamedTuple):
         """The columns of the features. [4H, F]."""
         return self.w_ih[:, -self.static_size :] if self.static_size else None
 
+    def float(self) -> "LayerWeights":
+        """The same in float32."""
+        return LayerWeights(*(None if t is None else t.float() for t in self.tensors), self.static_size)  # type: ignore
+
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The parameters themselves."""

@@ -108,13 +108,13 @@ class PackedDecoder(torch.nn.Module):
 
     @torch.no_grad()
     def _make_pack(self) -> _Pack:
-        layers, parameters = self._weights(), self._parameters_packed()
+        layers, parameters = [w.float() for w in self._weights()], self._parameters_packed()
         bias = self.projection.bias
         packed = ops_decode.decode_pack(
             self.embedding.weight.float(),
-            [w.w_ih.float() for w in layers],
-            [w.w_hh.float() for w in layers],
-            [None if w.bias is None else w.bias.float() for w in layers],
+            [w.w_ih for w in layers],
+            [w.w_hh for w in layers],
+            [w.bias for w in layers],
             self.projection.weight.float(),
             None if bias is None else bias.float(),
             static_layer=self.static_layer,

@@ -368,12 +368,13 @@ def test_compiles_in_one_graph(training):
     loss.backward()
     assert all(p.grad is not None for p in decoder.parameters())
 
+
 # What leaves a trace, and what only the rules catch.
 WRITES = {
-    "in-place": lambda d: d.projection.bias.data_ptr() and torch.no_grad()(d.projection.bias.neg_)(),
+    "in place": lambda d: torch.no_grad()(d.projection.bias.neg_)(),
     "replaced": lambda d: setattr(d.projection, "bias", nn.Parameter(-d.projection.bias.detach())),
     "load_state_dict": lambda d: d.load_state_dict({k: -v for k, v in d.state_dict().items()}),
-    "load into a part": lambda d: d.layers[0].load_state_dict({k: -v for k, v in d.layers[0].state_dict().items()}),
+    "load into a part": lambda d: d.embedding.load_state_dict({"weight": torch.ones(V, E)}),
     "data, then eval": lambda d: (d.embedding.weight.data.neg_(), d.eval()),
     "data, then a training step": lambda d: (
         d.train(), d(*make_inputs(FEATURES)), d.embedding.weight.data.neg_(), d.eval()
@@ -426,20 +427,22 @@ def test_a_pack_is_kept_and_not_copied():
     assert decoder._packed() is pack
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("int8", 0.03)])
-def test_rounded_weights(dtype, tolerance):
+@pytest.mark.parametrize(("dtype", "per_word"), [("bfloat16", 0.01), ("int8", 0.04)])
+def test_rounded_weights(dtype, per_word):
     decoder, size = make("2f")
     tokens, features = make_inputs(size)
     logits = decoder(tokens, features)
-    exact = decoder.generate(features, num_beams=1)
-    rounded = decoder.prepare(dtype).generate(features, num_beams=1)
-    assert not torch.equal(rounded.scores, exact.scores)
-    # Relative to the score; worst seen over 20 seeds: 0.006 and 0.009.
-    torch.testing.assert_close(rounded.scores, exact.scores, rtol=tolerance, atol=tolerance)
-    assert torch.equal(decoder(tokens, features), logits)
-    decoder.train()
-    assert torch.equal(decoder.generate(features, num_beams=1).scores, rounded.scores)
-    assert torch.equal(decoder.eval().prepare().generate(features, num_beams=1).scores, exact.scores)
+    exact = decoder.generate(features)
+    rounded = decoder.prepare(dtype).generate(features)
+    # log p of a word against the exact model; worst of 160 models of this size: 0.0032 and 0.0133
+    expected = decoder.log_likelihood(rounded.sequences[:, 0], features, rounded.lengths[:, 0])
+    error = (rounded.scores[:, 0] - expected).abs() / rounded.lengths[:, 0]
+    assert (error <= per_word).all()
+    assert (error > 0).any()
+    assert torch.equal(decoder(tokens, features), logits)  # not what training sees
+    decoder.train()  # drops the pack, not the choice
+    assert torch.equal(decoder.generate(features).scores, rounded.scores)
+    assert torch.equal(decoder.eval().prepare().generate(features).scores, exact.scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -460,10 +463,14 @@ def test_prepare_errors():
         decoder.prepare("fp8")
     decoder.double()
     assert decoder.prepare() is decoder
-    with pytest.raises(NotImplementedError, match=r"must be float32 for a torch\.float64 model on cpu, .* got int8"):
+    with pytest.raises(
+        NotImplementedError, match=r"must be float32 for a torch\.float64 model on cpu, .* got int8"
+    ):
         decoder.prepare("int8")
     decoder.float().prepare("int8")
     _, features = make_inputs(size)
     decoder.double()
-    with pytest.raises(NotImplementedError, match=r"must be float32 for a torch\.float64 model on cpu, .* got int8"):
+    with pytest.raises(
+        NotImplementedError, match=r"must be float32 for a torch\.float64 model on cpu, .* got int8"
+    ):
         decoder.generate(features.double())

@@ -62,7 +62,11 @@ def random_options(rng, V, images):
         options["num_beams"] = 1
     elif kind == "sample":
         options |= {"do_sample": True, "num_return_sequences": rng.choice([1, 4])}
-        options |= {"temperature": rng.choice([0.5, 1.0, 1.7]), "top_k": rng.choice([0, 3]), "top_p": rng.choice([1.0, 0.8])}
+        options |= {
+            "temperature": rng.choice([0.5, 1.0, 1.7]),
+            "top_k": rng.choice([0, 3]),
+            "top_p": rng.choice([1.0, 0.8]),
+        }
     else:
         options["num_beams"] = rng.choice([2, 3, 5, 5, 10, 40])
         options["num_return_sequences"] = rng.randint(1, options["num_beams"])
