@@ -27,10 +27,10 @@ def _load() -> bool:
             "lrcn_fast was built without its torch operators (LRCN_OPS=OFF): reinstall it with LRCN_OPS=ON, "
             "or use lrcn_fast.runtime, which needs no torch"
         )
-    torch.ops.load_library(cpu)
+    torch.ops.load_library(cpu)  # type: ignore[no-untyped-call]
     cuda = _find("_ops_cuda.so") if torch.version.cuda else None
     if cuda is not None:
-        torch.ops.load_library(cuda)
+        torch.ops.load_library(cuda)  # type: ignore[no-untyped-call]
     return cuda is not None
 
 

@@ -298,7 +298,7 @@ def _lstm_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 def _lstm_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     # Views, so that a path from one argument to another outside this op is not counted again inside it.
     with torch.enable_grad():
-        arguments = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+        arguments: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
         outputs = reference.lstm_backward(*arguments, reverse=ctx.reverse)
     wanted = [i for i, need in enumerate(ctx.needs_input_grad[:8]) if need]
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]

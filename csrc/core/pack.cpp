@@ -31,10 +31,11 @@ void pack_panel(const char* what, const PackPart* parts, int count, WeightType t
           LRCN_CHECK(std::isfinite(value), what, " must be finite to be stored as int8, got ", value);
           largest = std::max(largest, std::fabs(value));
         }
-      scales[j] = largest / 127.0f;
-      // A scale below the smallest normal float could overflow its inverse: such a row becomes zero.
-      const bool usable = scales[j] >= 1e-37f;
-      inverse[j] = usable ? 1.0f / scales[j] : 0.0f;
+      // The kernels compute with q * 2^24, so the scale that is stored undoes that. A row of weights under
+      // 1e-28 would make it subnormal: such a row becomes zero.
+      if (largest < 1e-28f) continue;
+      inverse[j] = 127.0f / largest;
+      scales[j] = largest / 127.0f / 16777216.0f;
     }
     std::memcpy(out, scales, sizeof scales);
     out += sizeof scales;

@@ -30,6 +30,12 @@ inline int& failures() {
   return count;
 }
 
+// The largest error of the test so far, as a part of its bound: what a bound was chosen from.
+inline double& worst() {
+  static double part = 0;
+  return part;
+}
+
 struct Register {
   Register(const char* name, void (*run)()) { cases().push_back({name, run}); }
 };
@@ -40,6 +46,7 @@ inline void fail_at(const char* file, int line, const std::string& what) {
 }
 
 inline void check_near(const char* file, int line, const char* text, double a, double b, double bound) {
+  if (bound > 0) worst() = std::fmax(worst(), std::fabs(a - b) / bound);
   if (std::fabs(a - b) <= bound || (std::isnan(a) && std::isnan(b)) || a == b) return;
   char values[160];
   std::snprintf(values, sizeof values, ": %.9g against %.9g, bound %.3g", a, b, bound);

@@ -11,9 +11,12 @@ int main(int argc, char** argv) {
   for (const auto& test : lrcn::test::cases()) {
     if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
     const int before = lrcn::test::failures();
+    lrcn::test::worst() = 0;
     test.run();
     const bool ok = lrcn::test::failures() == before;
-    std::printf("%s %s\n", ok ? "ok    " : "FAILED", test.name);
+    std::printf("%s %s", ok ? "ok    " : "FAILED", test.name);
+    if (lrcn::test::worst() > 0) std::printf(" (worst error %.2f of its bound)", lrcn::test::worst());
+    std::printf("\n");
     ++run, failed += !ok;
   }
   std::printf("%d tests, %d failed\n", run, failed);

@@ -78,13 +78,13 @@ inline Vec tanh_approx(Vec x) {
   const Vec magnitude = (Vec)((VecI)x & INT32_MAX);
   const Vec large = 1.0f - 2.0f / (exp_approx(magnitude + magnitude) + 1.0f);
 
-  const Vec square = x * x;
+  const Vec square = magnitude * magnitude;
   Vec q = square * -0.0061049457f + 0.02100364f;
   q = q * square - 0.0538525f;
   q = q * square + 0.13332783f;
   q = q * square - 0.33333328f;
-  const Vec small = x + x * (square * q);
-  return magnitude < 0.625f ? small : (Vec)((VecI)large | sign);
+  const Vec small = magnitude + magnitude * (square * q);
+  return (Vec)((VecI)(magnitude < 0.625f ? small : large) | sign);
 }
 
 }  // namespace
