@@ -20,9 +20,7 @@ const PackHeader& check_packed(const char* what, const Tensor& packed, const cha
   const auto& header = *reinterpret_cast<const PackHeader*>(packed.const_data_ptr<uint8_t>());
   LRCN_CHECK(std::memcmp(header.magic, magic, sizeof magic) == 0, what, " is no packed weight of this op");
   const auto shape = [](int64_t n, int64_t k, bool p) {
-    std::ostringstream s;
-    s << '[' << n << ", " << k << (p ? "] with w_hr" : "]");
-    return s.str();
+    return shape_text(std::initializer_list<int64_t>{n, k}) + (p ? " with w_hr" : "");
   };
   LRCN_CHECK(header.outputs == outputs && header.inputs == inputs && (header.projected != 0) == projected,
              what, " must be packed from a weight of ", shape(outputs, inputs, projected), ", got one of ",
