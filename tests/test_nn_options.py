@@ -12,10 +12,10 @@ LENGTHS = torch.tensor([4, 6, 0, 1, 6])
 NAN = float("nan")
 DOUBLE = torch.float64
 
-# Double-precision results that differ only in the order of sums; worst seen 2e-15.
-TIGHT = dict(rtol=1e-13, atol=1e-13)
+# Double-precision results that differ only in the order of sums; worst seen 6e-16.
+TIGHT = dict(rtol=2e-15, atol=2e-15)
 # As in test_nn_lstm.py: EPS_PER_STEP * T * layers * eps.
-FLOAT = dict(rtol=4 * T * 2 * 1.2e-7, atol=4 * T * 2 * 1.2e-7)
+FLOAT = dict(rtol=0.5 * T * 2 * 1.2e-7, atol=0.5 * T * 2 * 1.2e-7)
 
 
 def randn(*shape):
@@ -244,8 +244,9 @@ def test_layer_norm_is_its_definition(proj_size, bias):
     expected = torch.stack(outputs), (h[None], c[None])
     actual = lstm(x, (h0, c0))
     torch.testing.assert_close(values(actual), values(expected), **TIGHT)
+    # The backward of a norm of 8 numbers loses some digits; worst seen 1e-15 of the bound's 1e-14.
     torch.testing.assert_close(
-        all_gradients(lstm, actual, x), all_gradients(lstm, expected, x), rtol=1e-11, atol=1e-11
+        all_gradients(lstm, actual, x), all_gradients(lstm, expected, x), rtol=1e-14, atol=1e-14
     )
 
 

@@ -36,9 +36,9 @@ def run(lstm, x, h0, c0, direction, **options):
 
 
 def assert_same(ours, theirs, inputs, d_out):
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
     grads = [torch.autograd.grad(out, inputs, d_out, retain_graph=True) for out in (ours, theirs)]
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("P", [None, 2])

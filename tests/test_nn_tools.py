@@ -1,4 +1,4 @@
-"""nn.LSTM under PyTorch's tools: compile, export, autocast, copies, DDP, replace_lstm, packed weights."""
+"""nn.LSTM under PyTorch's tools: compile, export, autocast, copies, DDP, replace_lstm."""
 
 import copy
 import datetime
@@ -14,10 +14,8 @@ from lrcn_fast import nn
 
 T, B, I, H = 5, 3, 4, 16  # noqa: E741
 LENGTHS = torch.tensor([5, 0, 2])
-# As in test_nn_lstm.py: EPS_PER_STEP * T * layers * eps, 4 eps per step.
-FLOAT = dict(rtol=4 * T * 2 * 1.2e-7, atol=4 * T * 2 * 1.2e-7)
-# With float32 arithmetic on the same rounded weights; sums in another order.
-ROUNDED = dict(rtol=1e-5, atol=1e-5)
+# As in test_nn_lstm.py: EPS_PER_STEP * T * layers * eps.
+FLOAT = dict(rtol=0.5 * T * 2 * 1.2e-7, atol=0.5 * T * 2 * 1.2e-7)
 
 
 def make(**options):
@@ -74,6 +72,16 @@ def test_compile_follows_new_shapes():
         torch.testing.assert_close(compiled(x), lstm(x), **FLOAT)
 
 
+def test_compiled_module_checks_lengths():
+    lstm, x = make(), inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        compiled(x, lengths=LENGTHS)
+        with pytest.raises(ValueError, match=r"lengths"):
+            compiled(x, lengths=LENGTHS + 1)
+
+
 def test_compile_with_inductor():
     lstm, cell, x = make(), nn.LSTMCell(I, H), inputs()
     torch._dynamo.reset()
@@ -104,7 +112,7 @@ def test_compiled_module_reads_prepared_packs(dtype):
         # Dropped packs are not missed: packing becomes part of the graph.
         lstm.weight_ih_l1.mul_(2)
         lstm.eval()
-        torch.testing.assert_close(compiled(x), lstm(x), **ROUNDED)
+        torch.testing.assert_close(compiled(x), lstm(x), **FLOAT)
         # Other parameters than those that were packed.
         lstm.prepare(dtype)
         torch._dynamo.reset()
@@ -112,7 +120,7 @@ def test_compiled_module_reads_prepared_packs(dtype):
             lambda p, x: torch.func.functional_call(lstm, p, (x,)), fullgraph=True, backend="aot_eager"
         )
         other = {name: p * 2 for name, p in lstm.named_parameters()}
-        torch.testing.assert_close(call(other, x), torch.func.functional_call(lstm, other, (x,)), **ROUNDED)
+        torch.testing.assert_close(call(other, x), torch.func.functional_call(lstm, other, (x,)), **FLOAT)
         assert not torch.allclose(call(other, x)[0], lstm(x)[0])
 
 
@@ -133,7 +141,7 @@ def test_export(prepared):
     lengths = torch.tensor([9, 3, 0, 1])
     with torch.no_grad():
         torch.testing.assert_close(
-            program.module()(more, lengths=lengths), lstm(more, lengths=lengths), **ROUNDED
+            program.module()(more, lengths=lengths), lstm(more, lengths=lengths), **FLOAT
         )
     assert set(program.state_dict) == set(lstm.state_dict())
 
@@ -152,8 +160,8 @@ def test_autocast():
             assert lstm(x.bfloat16(), (h_n, c_n))[0].dtype == torch.bfloat16
             h, c = cell(x[0])
             assert torch.isfinite(cell(x[0], (h, c))[0]).all()
-        # Two layers whose inputs, weights and outputs are rounded to 8 bits. Worst seen over 20 seeds: 0.008.
-        torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.02)
+        # Two layers, inputs, weights and outputs rounded to 8 bits. Worst seen over 20 seeds: 0.0016.
+        torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.004)
     lstm.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = lstm(x, lengths=LENGTHS)[0].float().square().sum()
@@ -177,7 +185,8 @@ def test_moves_between_precisions():
     lstm, x = make().eval(), inputs()
     with torch.no_grad():
         expected = lstm(x)[0]
-        for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        # Worst seen over 20 seeds: 5e-8, 2e-4, 1.4e-3.
+        for dtype, tolerance in ((torch.float64, 2e-7), (torch.float16, 6e-4), (torch.bfloat16, 4e-3)):
             moved = copy.deepcopy(lstm).to(dtype)
             output = moved(x.to(dtype))[0]
             assert output.dtype == dtype
@@ -238,7 +247,7 @@ def test_functional_calls():
 
     grads = torch.func.grad(loss)(parameters)
     expected = torch.autograd.grad(other(x)[0].square().sum(), list(other.parameters()))
-    torch.testing.assert_close(list(grads.values()), list(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(list(grads.values()), list(expected), rtol=1e-6, atol=1e-6)
 
     # Gradients per row, and two models in one call.
     def row_loss(parameters, x):
@@ -246,7 +255,7 @@ def test_functional_calls():
 
     per_row = torch.func.vmap(torch.func.grad(row_loss), in_dims=(None, 1))(parameters, x)
     sums = [g.sum(0) for g in per_row.values()]
-    torch.testing.assert_close(sums, list(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sums, list(expected), rtol=1e-6, atol=1e-6)
     stacked, _ = torch.func.stack_module_state([make().eval(), other.eval()])
     both = torch.func.vmap(lambda p: torch.func.functional_call(lstm, p, (x,))[0])(stacked)
     torch.testing.assert_close(both, torch.stack([make()(x)[0], other(x)[0]]), **FLOAT)
@@ -417,205 +426,3 @@ def test_parametrized_weights():
         assert not torch.allclose(before, after)
         lstm.train()
         torch.testing.assert_close(lstm(x)[0], after, **FLOAT)
-
-
-# Packed weights
-
-
-def unpacked(lstm, x):
-    """What the weights, as they are now, give without packs."""
-    theirs = torch.nn.LSTM(I, H, 2)
-    theirs.load_state_dict(lstm.state_dict())
-    with torch.no_grad():
-        return theirs(x)
-
-
-def optimizer_step(lstm, x):
-    lstm.train()
-    lstm(x)[0].square().sum().backward()
-    torch.optim.SGD(lstm.parameters(), lr=1.0).step()
-    lstm.eval()
-
-
-def fused_step(lstm, x):
-    lstm.train()
-    lstm(x)[0].square().sum().backward()
-    torch.optim.SGD(lstm.parameters(), lr=1.0, fused=True).step()
-    lstm.eval()
-
-
-def data_in_train_mode(lstm, x):
-    lstm.train()
-    lstm.weight_hh_l0.data.copy_(lstm.weight_hh_l0.data * 2)
-    lstm.eval()
-
-
-def data_then_eval(lstm, x):
-    lstm.weight_hh_l0.data.mul_(2)
-    lstm.eval()
-
-
-def data_then_prepare(lstm, x):
-    lstm.weight_ih_l1.data.mul_(2)
-    lstm.prepare()
-
-
-def in_place(lstm, x):
-    with torch.no_grad():
-        lstm.weight_hh_l1.mul_(2)
-
-
-def in_place_in_inference_mode(lstm, x):
-    with torch.inference_mode():
-        lstm.bias_hh_l1.add_(1)
-
-
-def replaced_parameter(lstm, x):
-    lstm.weight_ih_l0 = torch.nn.Parameter(lstm.weight_ih_l0.detach() * 2)
-
-
-def replaced_data(lstm, x):
-    lstm.weight_ih_l0.data = lstm.weight_ih_l0.detach() * 2
-    lstm.eval()
-
-
-def load_state_dict(lstm, x):
-    lstm.load_state_dict({name: p * 2 for name, p in lstm.state_dict().items()})
-
-
-def load_state_dict_of_parent(lstm, x):
-    parent = torch.nn.Sequential(lstm)
-    parent.load_state_dict({name: p * 2 for name, p in parent.state_dict().items()}, assign=True)
-
-
-def to_and_back(lstm, x):
-    lstm.to(torch.bfloat16).to(torch.float32)
-
-
-def through_apply(lstm, x):
-    lstm._apply(lambda t: t * 2)
-
-
-CHANGES = [
-    optimizer_step,
-    fused_step,
-    data_in_train_mode,
-    data_then_eval,
-    data_then_prepare,
-    in_place,
-    in_place_in_inference_mode,
-    replaced_parameter,
-    replaced_data,
-    load_state_dict,
-    load_state_dict_of_parent,
-    to_and_back,
-    through_apply,
-]
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_no_pack_is_stale(change, prepared):
-    lstm, x = make().eval(), inputs()
-    if prepared:
-        lstm.prepare()
-    with torch.no_grad():
-        before = lstm(x)
-    assert len(lstm._packs) == 2
-    torch.testing.assert_close(before, unpacked(lstm, x), **FLOAT)
-    change(lstm, x)
-    with torch.no_grad():
-        after = lstm(x)
-    assert not torch.equal(after[0], before[0])
-    torch.testing.assert_close(after, unpacked(lstm, x), **FLOAT)
-
-
-def test_packs_are_made_once_and_only_for_inference():
-    lstm, x = make(), inputs()
-    with torch.no_grad():
-        lstm(x)
-    assert not lstm._packs  # training mode
-    lstm.eval()
-    lstm(x)
-    assert not lstm._packs  # somebody may want a gradient
-    with torch.inference_mode():
-        lstm(x)
-    packs = dict(lstm._packs)
-    assert len(packs) == 2
-    with torch.no_grad():
-        lstm(x)
-    assert all(lstm._packs[i] is packs[i] for i in packs)
-    x.requires_grad_()
-    output = lstm(x)[0]
-    lstm.requires_grad_(False)
-    assert output.requires_grad
-    assert lstm(x)[0].requires_grad
-    assert not lstm(x.detach())[0].requires_grad
-    cell = nn.LSTMCell(I, H).eval()
-    with torch.no_grad():
-        first = cell(x[0])
-        assert len(cell._packs) == 1
-        cell.weight_hh.mul_(2)
-        hx = (torch.ones(B, H), torch.ones(B, H))
-        torch.testing.assert_close(cell(x[0], hx), cell.train()(x[0], hx), **FLOAT)
-        assert not cell._packs
-        torch.testing.assert_close(cell(x[0]), first, **FLOAT)  # from h = 0 weight_hh does not matter
-
-
-def test_packed_and_plain_inference_agree():
-    x = torch.randn(T, B, I)
-    for options in ({}, dict(proj_size=5), dict(bidirectional=True), dict(bias=False)):
-        lstm = make(**options)
-        with torch.no_grad():
-            plain = lstm(x, lengths=LENGTHS)
-            torch.testing.assert_close(lstm.eval()(x, lengths=LENGTHS), plain, **FLOAT)
-
-
-def rounded(w, dtype):
-    """Weights as a pack stores them: bfloat16, or int8 with one scale per row."""
-    if dtype == "bfloat16":
-        return w.bfloat16().float()
-    scale = w.abs().amax(1, keepdim=True) / 127
-    return (w / scale).round() * scale
-
-
-@pytest.mark.parametrize("options", [{}, dict(proj_size=5), dict(bidirectional=True, bias=False)], ids=str)
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_prepare_rounds_the_weights_and_nothing_else(dtype, options):
-    lstm, x = make(**options).eval(), inputs()
-    exact = copy.deepcopy(lstm)
-    trained = gradients(lstm, lstm(x))
-    assert lstm.prepare(dtype) is lstm
-    for module in (lstm, lstm.train().eval()):  # the choice outlives the packs
-        with torch.no_grad():
-            output, states = module(x, lengths=LENGTHS)
-        assert output.dtype == torch.float32
-        with torch.no_grad():
-            for name, p in exact.named_parameters():
-                if p.dim() == 2:
-                    p.copy_(rounded(lstm.get_parameter(name), dtype))
-            torch.testing.assert_close((output, states), exact(x, lengths=LENGTHS), **ROUNDED)
-    assert not lstm(x)[0].requires_grad  # inference weights
-    with torch.no_grad():
-        assert not torch.equal(lstm(x)[0], lstm.prepare("float32")(x)[0])
-    lstm.prepare(dtype).train()
-    torch.testing.assert_close(gradients(lstm, lstm(x)), trained, **FLOAT)
-
-
-def test_errors_of_prepare():
-    lstm, x = make(), inputs()
-    with pytest.raises(ValueError, match=r"prepare: dtype must be float32, bfloat16 or int8, got 'float16'"):
-        lstm.prepare("float16")
-    with pytest.raises(ValueError, match=r"prepare: parameters must be torch.float32, got torch.float64"):
-        make().double().prepare("bfloat16")
-    with pytest.raises(NotImplementedError, match="dtype must be float32 with layer_norm, zoneout or"):
-        make(layer_norm=True).prepare("int8")
-    with pytest.raises(NotImplementedError, match="prepare: dtype must be float32 on meta, got bfloat16"):
-        nn.LSTM(I, H, device="meta").prepare("bfloat16")
-    assert not make(layer_norm=True).prepare("float32")._packs
-    lstm.eval().prepare("int8")
-    with pytest.raises(ValueError, match="input and hx must not require grad with weights prepared as int8"):
-        lstm(x.requires_grad_())
-    # Never back to float32 in silence.
-    with pytest.raises(ValueError, match=r"prepare: parameters must be torch.float32, got torch.bfloat16"):
-        lstm.bfloat16()(x.bfloat16())

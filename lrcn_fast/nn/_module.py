@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
-from lrcn_fast import ops
+from lrcn_fast import ops, reference
 from lrcn_fast.nn._checks import compute_dtype, in_func_transform
 
 PACK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -91,8 +92,9 @@ class RecurrentModule(nn.Module):
             nn.init.uniform_(getattr(self, name), -bound, bound)
 
     def _weights(self, index: int) -> Weights:
-        ih, hh, b_ih, b_hh, hr = (None if n is None else getattr(self, n) for n in self._names[index])
-        return Weights(ih, hh, b_ih, b_hh, hr)  # type: ignore[arg-type]
+        # As attributes, not from _parameters: parametrizations and DataParallel put plain tensors there.
+        values: list[Any] = [None if name is None else getattr(self, name) for name in self._names[index]]
+        return Weights(*values)
 
     def _share_parameters(self, module: nn.Module) -> None:
         """Take over the parameters, the hooks and the mode of the torch.nn module this one replaces."""
@@ -109,6 +111,23 @@ class RecurrentModule(nn.Module):
             if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
                 self.__dict__[name] = value
         self.train(module.training)
+
+    def _run_direction(
+        self, index: int, x: Tensor, h0: Tensor, c0: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Run one direction of one layer: x [T, B, I] to h [T, B, P] and c [T, B, H].
+
+        The options are those of :func:`lrcn_fast.ops.lstm`.
+        """
+        weights = self._weights(index)
+        if self._reads_packs(weights, x, h0, c0):
+            return self._run_packed(index, weights, x, h0, c0, **options)
+        dtype = compute_dtype(weights.hh)
+        if dtype is not None:
+            weights, x, h0, c0 = weights.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype)
+        xg = F.linear(x, weights.ih, weights.bias)  # [T, B, 4H]
+        lstm = reference.lstm if in_func_transform() else ops.lstm
+        return lstm(xg, weights.hh, h0, c0, w_hr=weights.hr, **options)
 
     # Packs: making and reading them.
 
@@ -175,8 +194,9 @@ class RecurrentModule(nn.Module):
             ):
                 return False
             # Gradients are exact in float32: leave them to the differentiable path.
-            tensors = (*inputs, *(w for w in weights if w is not None))
-            return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+            return not torch.is_grad_enabled() or not any(
+                t is not None and t.requires_grad for t in (*inputs, *weights)
+            )
         self._check_can_pack(self._prepared, weights)
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
             raise ValueError(
@@ -197,6 +217,17 @@ class RecurrentModule(nn.Module):
         if pack is None or not pack.is_made_from(weights) or pack.versions != _versions(weights):
             pack = self._packs[index] = _make_pack(weights, dtype)
         return pack
+
+    def _run_packed(
+        self, index: int, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        if compute_dtype(weights.hh) is not None:  # float32 in and out, under autocast too
+            with torch.autocast("cpu", enabled=False):
+                return self._run_packed(index, weights, x, h0, c0, **options)
+        pack = self._pack(index, weights)
+        xg = ops.linear(x.float(), pack.ih, pack.bias, 4 * self.hidden_size)
+        hr = None if weights.hr is None else weights.hr.detach()
+        return ops.lstm(xg, weights.hh.detach(), h0.float(), c0.float(), w_hr=hr, packed=pack.hh, **options)
 
     # Packs: dropping them.
 

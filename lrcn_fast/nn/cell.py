@@ -2,17 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lrcn_fast import ops, reference
-from lrcn_fast.nn._checks import (
-    check_flags,
-    check_hx,
-    check_like_weights,
-    check_sizes,
-    compute_dtype,
-    in_func_transform,
-)
+from lrcn_fast.nn._checks import check_flags, check_hx, check_like_weights, check_sizes
 from lrcn_fast.nn._module import RecurrentModule
 
 
@@ -99,33 +90,21 @@ class LSTMCell(RecurrentModule):
             raise ValueError(
                 f"LSTMCell: input must be [B, I] or [I], I = {self.input_size}, got {list(input.shape)}"
             )
-        weights = self._weights(0)
-        check_like_weights("LSTMCell", "input", input, weights.hh)
+        weight = self.weight_hh
+        check_like_weights("LSTMCell", "input", input, weight)
         shape = (*input.shape[:-1], H)
         if hx is None:
-            h0 = c0 = torch.zeros(shape, dtype=weights.hh.dtype, device=input.device)
+            h0 = c0 = torch.zeros(shape, dtype=weight.dtype, device=input.device)
         else:
             h0, c0 = check_hx("LSTMCell", hx)
             for i, state in enumerate((h0, c0)):
                 if state.shape != shape:
                     raise ValueError(f"LSTMCell: hx[{i}] must be {list(shape)}, got {list(state.shape)}")
-                check_like_weights("LSTMCell", f"hx[{i}]", state, weights.hh)
+                check_like_weights("LSTMCell", f"hx[{i}]", state, weight)
         batched = input.dim() == 2
         if not batched:
             input, h0, c0 = input[None], h0[None], c0[None]
-
-        if self._reads_packs(weights, input, h0, c0):
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                pack = self._pack(0, weights)
-                xg = ops.linear(input.float(), pack.ih, pack.bias, 4 * H)[None]  # [1, B, 4H]
-                h, c = ops.lstm(xg, weights.hh, h0.float(), c0.float(), packed=pack.hh)
-        else:
-            dtype = compute_dtype(weights.hh)
-            if dtype is not None:
-                weights, input, h0, c0 = weights.to(dtype), input.to(dtype), h0.to(dtype), c0.to(dtype)
-            xg = F.linear(input, weights.ih, weights.bias)[None]
-            lstm = reference.lstm if in_func_transform() else ops.lstm
-            h, c = lstm(xg, weights.hh, h0, c0)
+        h, c = self._run_direction(0, input[None], h0, c0)
         h, c = h[0], c[0]
         if h.requires_grad:
             # The op keeps h and c for backward; loops over cells write into their states (`h[done] = 0`).

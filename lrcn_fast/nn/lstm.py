@@ -1,6 +1,7 @@
 """Multi-layer LSTM as a module."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from lrcn_fast import ops, reference
+from lrcn_fast import reference
 from lrcn_fast.nn._checks import (
     check_flags,
     check_hx,
@@ -92,6 +93,8 @@ class LSTM(RecurrentModule):
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
+
+    weight_hh_l0: Tensor  # one that every LSTM has
 
     def __init__(
         self,
@@ -313,34 +316,43 @@ class LSTM(RecurrentModule):
         lengths = (batch_sizes.unsqueeze(1) > torch.arange(B)).sum(0).to(data.device)
 
         x = data.new_zeros(T * B, self.input_size).index_copy(0, place, data).view(T, B, -1)
-        h0, c0 = self._initial_state(x, hx, batched=True)
-        if sorted_indices is not None and hx is not None:
-            h0, c0 = h0.index_select(1, sorted_indices), c0.index_select(1, sorted_indices)
+        h0, c0 = self._initial_state(x, hx, batched=True, order=sorted_indices)
         y, h_n, c_n = self._run(x, h0, c0, lengths, None)
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
         packed = y.flatten(0, 1).index_select(0, place)
         return PackedSequence(packed, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
-    def _initial_state(self, x: Tensor, hx: State | None, batched: bool) -> State:
-        weight = self._weights(0).hh
+    def _initial_state(
+        self, x: Tensor, hx: State | None, batched: bool, order: Tensor | None = None
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """h0 [B, P] and c0 [B, H] of every layer and direction, rows in the given order."""
+        weight: Tensor = self.weight_hh_l0
         check_like_weights("LSTM", "input", x, weight)
-        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        P, H = self.proj_size or self.hidden_size, self.hidden_size
         B, LD = x.shape[1], len(self._names)
         if hx is None:
-            h0, c0 = (x.new_zeros(1, B, size, dtype=weight.dtype).expand(LD, B, size) for size in sizes)
-            return h0, c0
-        hx = check_hx("LSTM", hx)
-        for i, (state, size) in enumerate(zip(hx, sizes, strict=True)):
+            c = x.new_zeros(B, H, dtype=weight.dtype)
+            h = c if P == H else x.new_zeros(B, P, dtype=weight.dtype)
+            return (h,) * LD, (c,) * LD
+        states = []
+        for i, (state, size) in enumerate(zip(check_hx("LSTM", hx), (P, H), strict=True)):
             shape = [LD, B, size] if batched else [LD, size]
             if list(state.shape) != shape:
                 names = ("[L*D, B, P]", "[L*D, B, H]") if batched else ("[L*D, P]", "[L*D, H]")
                 raise ValueError(f"LSTM: hx[{i}] must be {names[i]} = {shape}, got {list(state.shape)}")
             check_like_weights("LSTM", f"hx[{i}]", state, weight)
-        return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            state = state if batched else state.unsqueeze(1)
+            states.append((state if order is None else state.index_select(1, order)).unbind(0))
+        return states[0], states[1]
 
     def _run(
-        self, x: Tensor, h0: Tensor, c0: Tensor, lengths: Tensor | None, cont: Tensor | None
+        self,
+        x: Tensor,
+        h0: Sequence[Tensor],
+        c0: Sequence[Tensor],
+        lengths: Tensor | None,
+        cont: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run all layers, time-major: x [T, B, I] to y [T, B, D*P], h_n [L*D, B, P] and c_n [L*D, B, H]."""
         D = 1 + self.bidirectional
@@ -352,48 +364,23 @@ class LSTM(RecurrentModule):
             outputs = []
             for index in range(layer * D, layer * D + D):
                 reverse = index % D == 1
-                h, c = self._run_direction(index, x, h0[index], c0[index], lengths, cont, reverse)
-                h_n.append(_last(h, h0[index], lengths, reverse))
-                c_n.append(_last(c, c0[index], lengths, reverse))
+                start = h0[index], c0[index]
+                h, c = self._run_direction(index, x, *start, lengths=lengths, cont=cont, reverse=reverse)
+                h_n.append(_last(h, start[0], lengths, reverse))
+                c_n.append(_last(c, start[1], lengths, reverse))
                 outputs.append(h)
             x = torch.cat(outputs, dim=-1) if D == 2 else outputs[0]
         return x, torch.stack(h_n), torch.stack(c_n)
 
-    def _run_direction(
-        self,
-        index: int,
-        x: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        lengths: Tensor | None,
-        cont: Tensor | None,
-        reverse: bool,
-    ) -> State:
+    def _run_direction(self, index: int, x: Tensor, h0: Tensor, c0: Tensor, **options: Any) -> State:
+        if not self._is_custom():
+            return super()._run_direction(index, x, h0, c0, **options)
         w = self._weights(index)
-        if self._reads_packs(w, x, h0, c0):
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                pack = self._pack(index, w)
-                xg = ops.linear(x.float(), pack.ih, pack.bias, 4 * self.hidden_size)
-                return ops.lstm(
-                    xg,
-                    w.hh,
-                    h0.float(),
-                    c0.float(),
-                    w_hr=w.hr,
-                    lengths=lengths,
-                    cont=cont,
-                    reverse=reverse,
-                    packed=pack.hh,
-                )
         dtype = compute_dtype(w.hh)
-        if dtype is not None:
-            w, x, h0, c0 = w.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype)
-        if self._is_custom():
-            with torch.autocast(x.device.type, enabled=False):
-                return self._run_custom(index, w, x, h0, c0, lengths, cont, reverse)
-        xg = F.linear(x, w.ih, w.bias)  # [T, B, 4H]
-        lstm = reference.lstm if in_func_transform() else ops.lstm
-        return lstm(xg, w.hh, h0, c0, w_hr=w.hr, lengths=lengths, cont=cont, reverse=reverse)
+        if dtype is None:
+            return self._run_custom(index, w, x, h0, c0, **options)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._run_custom(index, w.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype), **options)
 
     def _run_custom(
         self,
@@ -402,9 +389,7 @@ class LSTM(RecurrentModule):
         x: Tensor,
         h0: Tensor,
         c0: Tensor,
-        lengths: Tensor | None,
-        cont: Tensor | None,
-        reverse: bool,
+        **options: Any,
     ) -> State:
         """The cells of reference.lstm, with masks drawn here."""
         xg = F.linear(x, w.ih)
@@ -439,14 +424,12 @@ class LSTM(RecurrentModule):
             h0,
             c0,
             w_hr=w.hr,
-            lengths=lengths,
-            cont=cont,
-            reverse=reverse,
             ln_hh=norms.hh,
             ln_c=norms.c,
             keep_h=keep_h,
             keep_c=keep_c,
             dropout_g=dropout_g,
+            **options,
         )
 
     def _is_custom(self) -> bool:
@@ -474,14 +457,14 @@ def _check_lengths(lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
         raise ValueError(
             f"LSTM: lengths must be on the device of the input, {x.device}, got {lengths.device}"
         )
-    # Elsewhere a look at the values would wait for the device; a traced program cannot look either.
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        if B and (int(lengths.min()) < 0 or int(lengths.max()) > T):
-            raise ValueError(
-                f"LSTM: lengths must be in 0..T = 0..{T}, got {int(lengths.min())}..{int(lengths.max())}"
-            )
-        return lengths
-    return lengths.clamp(0, T)
+    if lengths.device.type != "cpu" or in_func_transform():
+        return lengths.clamp(0, T)  # a look at the values would wait for the device
+    # A traced program cannot look either: there the operator does, when it runs.
+    if not torch.compiler.is_compiling() and B and (int(lengths.min()) < 0 or int(lengths.max()) > T):
+        raise ValueError(
+            f"LSTM: lengths must be in 0..T = 0..{T}, got {int(lengths.min())}..{int(lengths.max())}"
+        )
+    return lengths
 
 
 def _last(values: Tensor, start: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
@@ -491,6 +474,6 @@ def _last(values: Tensor, start: Tensor, lengths: Tensor | None, reverse: bool) 
     if reverse:
         last = values[0]
     else:
-        index = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, *start.shape)
+        index = (lengths - 1).clamp(0, values.shape[0] - 1).view(1, -1, 1).expand(1, *start.shape)
         last = values.gather(0, index).squeeze(0)
     return torch.where((lengths > 0).unsqueeze(-1), last, start.to(values.dtype))
