@@ -17,11 +17,8 @@ _NAMES = {
     "CaptionBatch": "dataset",
     "CaptionDataset": "dataset",
     "EpochBatchSampler": "dataset",
-    "LanguageModelStreams": "dataset",
-    "TextDataset": "dataset",
-    "collate": "dataset",
+    "language_model_windows": "dataset",
     "FeatureCache": "features",
-    "encoder_fingerprint": "features",
     "extract_features": "features",
     "file_key": "features",
 }

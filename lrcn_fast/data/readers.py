@@ -270,9 +270,7 @@ def _parse_mapping(content: Any, path: Path) -> list[_Photo]:
 
 def _parse_csv(text: str, path: Path) -> list[_Photo]:
     delimiter = _delimiter(text)
-    # A quote that opens a field is CSV's; captions with a lone one inside are common and left alone by the
-    # reader.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
 
     def pairs() -> Iterator[tuple[str, list[str], str]]:
         header: list[str] = []
