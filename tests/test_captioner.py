@@ -211,6 +211,13 @@ def test_log_likelihood_is_that_of_the_caption(model, photos):
         assert again.item() == pytest.approx(found[0].score, abs=1e-4)
 
 
+def test_prepare_keeps_captions(photos):
+    model = make()
+    before = model.caption(photos, num_beams=3, max_new_tokens=6)
+    after = model.prepare("float32").caption(photos, num_beams=3, max_new_tokens=6)
+    assert [[c.text for c in x] for x in after] == [[c.text for c in x] for x in before]
+
+
 # ---- bundles ----------------------------------------------------------------------------------
 
 

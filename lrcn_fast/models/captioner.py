@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -418,6 +418,12 @@ class Captioner(nn.Module):
                 tokens.to(self.device), static[rows], lengths.to(self.device)
             ).float()
         return scores
+
+    def prepare(self, dtype: Literal["float32", "bfloat16", "int8"] = "float32") -> "Captioner":
+        """Pack the decoder's weights for inference in ``dtype`` and switch to evaluation. Returns self."""
+        self.eval()
+        self.decoder.prepare(dtype)
+        return self
 
     def _require_eval(self, method: str) -> None:
         if self.training:

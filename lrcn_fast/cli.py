@@ -1,0 +1,350 @@
+"""The command line: ``lrcn-fast demo | train | caption | eval | info``.
+
+Results go to stdout, one line per result, or JSON lines with ``--json``. Problems go to stderr, one line
+each; progress too, and only on a terminal. Exit status: 0, 1 where something failed (a bad file among good
+ones: the good ones are done first), 2 for wrong usage. ``--debug`` anywhere shows tracebacks.
+
+Heavy imports (torch, models) happen inside the commands, so that ``--help`` answers at once.
+"""
+
+import enum
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+except ImportError as error:
+    raise ImportError("lrcn-fast needs typer and rich: pip install 'lrcn_fast[cli]'") from error
+
+if TYPE_CHECKING:
+    from lrcn_fast.models import Captioner
+
+app = typer.Typer(
+    name="lrcn-fast",
+    help="Caption photos with LRCN models (a CNN feeding LSTMs): fast decoding, training, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEFAULT_MODEL = "flickr8k-small"
+
+# Recent versions of typer carry click inside, older ones depend on it: reach its classes through typer.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+class DeviceName(str, enum.Enum):
+    """Where to run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DtypeName(str, enum.Enum):
+    """How the decoder's weights are held."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+Model = Annotated[str, typer.Option("--model", help="Folder, packaged model or hub id.")]
+Beams = Annotated[
+    int, typer.Option("--num-beams", "--beam", min=1, max=1024, help="Beam width; 1 is greedy.")
+]
+NBest = Annotated[
+    int,
+    typer.Option("--num-return-sequences", "--nbest", min=1, help="Captions per photo."),
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest caption, end marker included.")
+]
+Device = Annotated[DeviceName, typer.Option("--device", help="Where to run.")]
+Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Weights of the decoder.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also after the command).")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def caption(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PHOTO...",
+            help="Files, folders, globs; - reads file names (one a line) or one photo from stdin.",
+        ),
+    ],
+    model: Model = DEFAULT_MODEL,
+    num_beams: Beams = 5,
+    num_return_sequences: NBest = 1,
+    max_new_tokens: NewTokens = 20,
+    device: Device = DeviceName.CPU,
+    dtype: Dtype = DtypeName.FLOAT32,
+    as_json: Json = False,
+) -> None:
+    """Caption photos."""
+    from lrcn_fast._photos import Problems, expand_inputs
+
+    if num_return_sequences > num_beams:
+        raise typer.BadParameter(f"--nbest must be at most --beam = {num_beams}, got {num_return_sequences}")
+    problems = Problems("lrcn-fast caption")
+    photos = expand_inputs(inputs, sys.stdin.buffer, problems)
+    if not photos:
+        problems.finish()
+        raise typer.BadParameter("no photo to caption")
+    captioner = _load(model, device, dtype)
+    import torch
+
+    from lrcn_fast._photos import batches
+
+    with _progress(len(photos)) as advance:
+        for batch in batches(photos, 8 if device is DeviceName.CPU else 32):
+            names, tensors = [], []
+            for name, source in batch:
+                try:
+                    tensors.append(captioner.encoder.preprocess(source))
+                    names.append(name)
+                except (ValueError, OSError) as error:
+                    problems.add(error)
+            if tensors:
+                found = captioner.caption(
+                    torch.stack(tensors),
+                    num_beams=num_beams,
+                    num_return_sequences=num_return_sequences,
+                    max_new_tokens=max_new_tokens,
+                )
+                for name, captions in zip(names, found, strict=True):
+                    _print_captions(name, captions, as_json)
+            advance(len(batch))
+    problems.finish()
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option("--config", help="YAML file, or the name of a packaged recipe.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints, log, TensorBoard and model/.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: phases.0.epochs=3")
+    ] = None,
+    device: Annotated[
+        DeviceName | None, typer.Option("--device", help="Default: a GPU if there is one.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what --out holds of an earlier run.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a captioner; called again with the same options, continue where it stopped.
+
+    Several processes: torchrun -m lrcn_fast.training with the same options.
+    """
+    from lrcn_fast.training.config import load_config
+
+    settings_ = load_config(config, settings or ())
+    from lrcn_fast.training.loop import train as run
+
+    summary = run(settings_, out, device=device.value if device else None, restart=restart)
+    if as_json:
+        print(json.dumps({"model": str(out / "model"), **(summary["best"] or {})}))
+        return
+    print(out / "model")
+    for name, value in (summary["best"] or {}).items():
+        if isinstance(value, float) and name not in ("lr", "score"):
+            print(f"{name}\t{value:.4f}")
+
+
+@app.command("eval")
+def evaluate(
+    references: Annotated[
+        Path, typer.Option("--references", help="Captions people wrote: COCO, Karpathy, Flickr, CSV, JSON.")
+    ],
+    candidates: Annotated[
+        Path | None,
+        typer.Option(
+            "--candidates", help='{"id": "caption"}, COCO results, or lines of lrcn-fast caption --json.'
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Caption the photos with this model instead.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the photos, for --model.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Part of the references to use.")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option("--metric", help="meteor, spice: more metrics (eval extra, Java).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the candidates of --model as JSON.")
+    ] = None,
+    num_beams: Beams = 5,
+    max_new_tokens: NewTokens = 20,
+    device: Device = DeviceName.CPU,
+    dtype: Dtype = DtypeName.FLOAT32,
+    as_json: Json = False,
+) -> None:
+    """Score captions: BLEU-1..4, ROUGE-L, CIDEr-D, and on request METEOR and SPICE."""
+    if (candidates is None) == (model is None):
+        raise typer.BadParameter("give exactly one of --candidates and --model")
+    from lrcn_fast._photos import Problems, read_candidates
+    from lrcn_fast.data import read_captions
+    from lrcn_fast.evaluation import CaptionScorer
+
+    people = read_captions(references, images=images)
+    if split is not None:
+        people = people.split(split)
+    problems = Problems("lrcn-fast eval")
+    if candidates is not None:
+        found = read_candidates(candidates, [item.id for item in people])
+    else:
+        captioner = _load(str(model), device, dtype)
+        found = {}
+        with _progress(len(people)) as advance:
+            for item in people:
+                advance(1)
+                if item.image is None:
+                    problems.add(f"{item.id}: its photo must be in the folder of --images, got no file")
+                    continue
+                try:
+                    captions = captioner.caption(
+                        [item.image], num_beams=num_beams, max_new_tokens=max_new_tokens
+                    )[0]
+                except (ValueError, OSError) as error:
+                    problems.add(error)
+                    continue
+                found[item.id] = captions[0].text if captions else ""
+        people = people.filter(lambda item: item.id in found)
+        if out is not None:
+            from lrcn_fast.models._files import write_json
+
+            write_json(out, found)
+    if found:
+        scores = CaptionScorer(people.references()).score(found, extra=extra or ())
+        if as_json:
+            print(json.dumps({"photos": len(found), **scores}))
+        else:
+            for name, value in {"photos": len(found), **scores}.items():
+                print(f"{name}\t{value:.4f}" if isinstance(value, float) else f"{name}\t{value}")
+    problems.finish()
+
+
+@app.command()
+def demo(
+    model: Model = DEFAULT_MODEL,
+    num_beams: Beams = 5,
+    max_new_tokens: NewTokens = 20,
+    dtype: Dtype = DtypeName.FLOAT32,
+    out: Annotated[Path, typer.Option("--out", help="Gallery picture to write.")] = Path(
+        "lrcn-fast-demo.png"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Caption the photos that come with scikit-image, timed against the same search in eager PyTorch."""
+    from lrcn_fast._demo import run_demo
+
+    run_demo(
+        _load(model, DeviceName.CPU, dtype),
+        out,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Versions, instruction set, CUDA, threads and packaged models."""
+    from lrcn_fast._info import collect
+
+    facts = collect()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+        print(f"{name:<{width}}  {text}")
+
+
+def _load(model: str, device: DeviceName, dtype: DtypeName) -> "Captioner":
+    import torch
+
+    from lrcn_fast.models import Captioner
+
+    if device is DeviceName.CUDA and not torch.cuda.is_available():
+        raise ValueError("--device must be cpu without an NVIDIA GPU, got cuda")
+    return Captioner.from_pretrained(model, device=device.value).prepare(dtype.value)
+
+
+def _print_captions(name: str, captions: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        found = [
+            {"text": c.text, "score": c.score, "token_logprobs": list(c.token_logprobs)} for c in captions
+        ]
+        print(json.dumps({"image": name, "captions": found}), flush=True)
+    elif len(captions) == 1:
+        print(f"{name}\t{captions[0].text}", flush=True)
+    else:
+        for c in captions:
+            print(f"{name}\t{c.score:.3f}\t{c.text}", flush=True)
+
+
+def _progress(total: int) -> Any:
+    """A bar on stderr if that is a terminal and stdout is not; ``with`` it for ``advance(n)``."""
+    import contextlib
+
+    if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
+        return contextlib.nullcontext(lambda n: None)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextlib.contextmanager
+    def bar() -> Any:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("photos", total=total)
+            yield lambda n: progress.advance(task, n)
+
+    return bar()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``lrcn-fast``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    try:
+        status = app(given, prog_name="lrcn-fast", standalone_mode=False)
+    except _UsageError as error:
+        error.show()
+        status = 2
+    except typer.Exit as stop:
+        status = stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:
+        # The reader went away, as in `| head`. Keep Python from complaining again at exit.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except Exception as error:
+        if debug:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        print(f"lrcn-fast: {line}", file=sys.stderr)
+        status = 1
+    sys.exit(status or 0)
+
+
+if __name__ == "__main__":
+    main()
