@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -195,3 +197,23 @@ def test_unaligned_streams_hold_every_word_once(steps):
     # Nothing but padding comes after a stream's padding.
     padding = target == IGNORE
     assert (np.diff(padding.astype(int), axis=0) >= 0).all()
+
+
+def test_no_torch_needed():
+    """The numpy runtime and the command line's ``eval`` read captions and score them without torch."""
+    script = """
+import sys
+sys.modules["torch"] = None
+from lrcn_fast.data import Vocabulary, read_captions, photo_names
+from lrcn_fast.evaluation import caption_metrics, retrieval_metrics
+print(Vocabulary.from_captions(["a cat"], min_count=1).words)
+try:
+    from lrcn_fast.data import FeatureCache
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "('<eos>', '<unk>', 'a', 'cat')",
+        "lrcn_fast.data.features needs torch and safetensors: pip install 'lrcn_fast[torch]'",
+    ]
