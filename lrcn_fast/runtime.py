@@ -20,7 +20,9 @@ except ImportError as error:
         "lrcn_fast was built without its numpy runtime (LRCN_RUNTIME=OFF): reinstall it with LRCN_RUNTIME=ON"
     ) from error
 
-__all__ = ["DecodeResult", "Decoder", "LayerWeights", "LstmStream", "isa"]
+from lrcn_fast._runtime_captioner import Captioner
+
+__all__ = ["Captioner", "DecodeResult", "Decoder", "LayerWeights", "LstmStream", "isa"]
 
 LstmStream = _runtime.LstmStream
 

@@ -47,11 +47,13 @@ def check(encoder, path):
 
 def test_export_is_of_evaluation_mode_and_leaves_the_module_alone(tmp_path):
     encoder = Tiny().train()
+    encoder.norm.eval()
     encoder.norm.running_mean += 0.3
     path = tmp_path / "new" / "tiny.onnx"
     export_encoder(encoder, path)
     assert encoder.training
     assert encoder.dropout.training
+    assert not encoder.norm.training
     assert os.listdir(path.parent) == ["tiny.onnx"]  # weights inside, no temporary files
     check(encoder, path)
 

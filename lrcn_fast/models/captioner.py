@@ -12,7 +12,6 @@ Shapes: B images or captions, L words of the longest caption (<EOS> included), T
 H hidden, F features after normalisation and projection, V vocabulary.
 """
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcn_fast import ops
+from lrcn_fast._captions import Caption, make_captions
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.decoder import CaptionDecoder
 from lrcn_fast.models.encoders import create_encoder
@@ -33,22 +33,6 @@ __all__ = ["Caption", "Captioner"]
 
 VARIANTS = {"1u": (1, 0), "2u": (2, 0), "2f": (2, 1)}
 """Variant -> (LSTM layers, the layer that sees the image)."""
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One generated sentence.
-
-    Attributes:
-        text: The sentence as the paper's release prints it: a capital first, "." at its end, or "..." where
-            no end marker was reached.
-        score: Sum of ``token_logprobs`` divided by their number to the power ``length_penalty``.
-        token_logprobs: Log-probability of every word, and of the end marker where it was reached.
-    """
-
-    text: str
-    score: float
-    token_logprobs: tuple[float, ...]
 
 
 @dataclass
@@ -365,18 +349,9 @@ class Captioner(nn.Module):
 
     def to_captions(self, result: Any) -> list[list[Caption]]:
         """Words of a ``DecodeResult``; hypotheses that do not exist (score -inf) are left out."""
-        captions = []
-        sequences, lengths = result.sequences.tolist(), result.lengths.tolist()
-        scores, logprobs = result.scores.tolist(), result.token_logprobs.tolist()
-        for b in range(len(sequences)):
-            found = []
-            for k, n in enumerate(lengths[b]):
-                if n == 0 and scores[b][k] == -math.inf:
-                    continue
-                text = self.vocabulary.decode(sequences[b][k][:n])
-                found.append(Caption(text, scores[b][k], tuple(logprobs[b][k][:n])))
-            captions.append(found)
-        return captions
+        return make_captions(
+            self.vocabulary.decode, result.sequences, result.lengths, result.scores, result.token_logprobs
+        )
 
     @torch.no_grad()
     def log_likelihood(

@@ -1,0 +1,176 @@
+"""A captioner without torch: numpy and Pillow for photos, ONNX Runtime for the CNN, native decoding."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lrcn_fast._captions import Caption, make_captions
+from lrcn_fast.data.vocabulary import Vocabulary
+from lrcn_fast.models._files import _one_line, read_arrays, read_json
+
+__all__ = ["Captioner"]
+
+FORMAT = 1
+KIND = "lrcn_fast runtime captioner"
+
+
+class Captioner:
+    """Captions photos from a folder that ``lrcn_fast.export.export_captioner`` wrote. Imports no torch.
+
+    Args:
+        folder: The bundle: encoder.onnx, weights.safetensors, vocabulary.json, config.json.
+        dtype: Weights of the decoder in memory: "float32", "bfloat16" or "int8"; arithmetic is float32.
+        threads: Threads of the CNN. The decoder runs in the calling one.
+
+    Raises:
+        FileNotFoundError: A file of the bundle is missing.
+        ImportError: onnxruntime or Pillow is not installed.
+        ValueError: A file is truncated or foreign; the message names it.
+
+    Example:
+        >>> model = Captioner("captioner-runtime")  # doctest: +SKIP
+        >>> model.caption(["dog.jpg"])[0][0].text  # doctest: +SKIP
+        'A black dog runs through the grass.'
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, dtype: str = "float32", threads: int = 1) -> None:
+        from lrcn_fast.models.preprocess import Preprocessing
+        from lrcn_fast.runtime import Decoder, LayerWeights
+
+        root = Path(folder)
+        path = root / "config.json"
+        config = read_json(path, caller="Captioner", what="the configuration of a runtime captioner")
+        if not isinstance(config, dict) or config.get("kind") != KIND or config.get("format") != FORMAT:
+            raise ValueError(
+                f'Captioner: {path} must have "kind": "{KIND}" and "format": {FORMAT}, got another file'
+            )
+        weights_path = root / "weights.safetensors"
+        arrays = read_arrays(weights_path, caller="Captioner", what="the weights of a runtime captioner")
+        self.vocabulary = Vocabulary.load(root / "vocabulary.json")
+        try:
+            self.preprocessing = Preprocessing.from_config(config["preprocessing"])
+            projection = arrays["projection.weight"]
+            layers = [
+                LayerWeights(
+                    *(arrays[f"layers.{index}.{name}"] for name in ("weight_ih", "weight_hh")),
+                    *(arrays.get(f"layers.{index}.{name}") for name in ("bias_ih", "bias_hh")),
+                )
+                for index in range(config["layers"])
+            ]
+            self.decoder = Decoder(
+                projection if config["tied"] else arrays["embedding.weight"],
+                layers,
+                projection,
+                arrays.get("projection.bias"),
+                static_layer=config["static_layer"],
+                image_first=config["image_first"],
+                feed_bos=config["feed_bos"],
+                bos_id=config["bos_id"],
+                eos_id=config["eos_id"],
+                pad_id=config["pad_id"],
+                dtype=dtype,
+            )
+        except KeyError as error:
+            raise ValueError(f"Captioner: {root} must be a whole bundle, got one without {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Captioner: {root} must be a whole bundle, got {_one_line(error)}") from None
+        if self.decoder.vocab_size != len(self.vocabulary):
+            raise ValueError(
+                f"Captioner: {root / 'vocabulary.json'} must have V = {self.decoder.vocab_size} words, "
+                f"got {len(self.vocabulary)}"
+            )
+        self._session = _open_onnx(root / "encoder.onnx", threads)
+        F, size = self.decoder.feature_dim, self._session.get_outputs()[0].shape[-1]
+        if size != F:
+            raise ValueError(f"Captioner: {root / 'encoder.onnx'} must give F = {F} features, got {size}")
+
+    def features(self, images: Any, *, batch_size: int = 16) -> npt.NDArray[np.float32]:
+        """Compute what the decoder sees of photos.
+
+        Args:
+            images: As in :meth:`caption`.
+            batch_size: Photos encoded at a time.
+
+        Returns:
+            Features [B, F].
+        """
+        photos = images if isinstance(images, (list, tuple)) else [images]
+        parts = [
+            self._session.run(
+                ["features"],
+                {"images": np.stack([self.preprocessing(p) for p in photos[start : start + batch_size]])},
+            )[0]
+            for start in range(0, len(photos), batch_size)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.decoder.feature_dim or 0), np.float32)
+
+    def caption(
+        self,
+        images: Any,
+        num_beams: int = 5,
+        *,
+        num_return_sequences: int = 1,
+        max_new_tokens: int = 20,
+        suppress_unk: bool = True,
+        batch_size: int = 16,
+        suppress_tokens: Sequence[int] = (),
+        **options: Any,
+    ) -> list[list[Caption]]:
+        """Caption photos.
+
+        Args:
+            images: A photo or a list of photos: paths, PIL images, or uint8 arrays [H, W, 3].
+            num_beams: Beam width; 1 is greedy.
+            num_return_sequences: Captions per photo.
+            max_new_tokens: Most words, end marker included.
+            suppress_unk: Never say the unknown word.
+            batch_size: Photos encoded at a time.
+            suppress_tokens: Words never said.
+            **options: Of the search, as in ``lrcn_fast.runtime.Decoder.generate``.
+
+        Returns:
+            For each photo, its captions, best first.
+
+        Raises:
+            ValueError: A file that is not a photo, or an option out of range.
+        """
+        if suppress_unk and self.vocabulary.unk_id is not None:
+            suppress_tokens = (*suppress_tokens, self.vocabulary.unk_id)
+        result = self.decoder.generate(
+            self.features(images, batch_size=batch_size),
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=suppress_tokens,
+            **options,
+        )
+        return make_captions(
+            self.vocabulary.decode, result.sequences, result.lengths, result.scores, result.token_logprobs
+        )
+
+
+def _open_onnx(path: Path, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ImportError("Captioner: onnxruntime is missing. pip install onnxruntime") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"Captioner: {path} must be an ONNX model, got no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime's exceptions share no base class but Exception.
+        raise ValueError(
+            f"Captioner: {path} must be an ONNX model, got a truncated or foreign file ({_one_line(error)})"
+        ) from None
+    names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
+    if names != ["images", "features"]:
+        raise ValueError(f"Captioner: {path} must map images to features, got {', '.join(names)}")
+    return session
