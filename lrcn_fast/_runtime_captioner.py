@@ -46,7 +46,8 @@ class Captioner:
         config = read_json(path, caller="Captioner", what="the configuration of a runtime captioner")
         if not isinstance(config, dict) or config.get("kind") != KIND or config.get("format") != FORMAT:
             raise ValueError(
-                f'Captioner: {path} must have "kind": "{KIND}" and "format": {FORMAT}, got another file'
+                f'Captioner: {path} must have "kind": "{KIND}" and "format": {FORMAT}, got another file. '
+                "lrcn_fast.export.export_captioner writes such a bundle."
             )
         weights_path = root / "weights.safetensors"
         arrays = read_arrays(weights_path, caller="Captioner", what="the weights of a runtime captioner")
