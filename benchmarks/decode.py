@@ -13,7 +13,7 @@ import harness
 import torch
 from torch import nn
 
-from lrcn_fast import CaptionDecoder, DecodeResult, reference_decoder
+from lrcn_fast import CaptionDecoder, DecodeResult, reference
 
 V, E, H, F = 8801, 1000, 1000, 1000
 K, WORDS = 5, 20
@@ -56,7 +56,7 @@ def measure() -> Iterator[tuple[dict[str, Any], harness.Variants, Any]]:
             model = variants[name]
             features = features.to(model.projection.weight.dtype)
             if name.startswith("eager"):
-                return reference_decoder.generate(model, features, **options)
+                return reference.generate(model, features, **options)
             return model.generate(features, **options)
 
         expected = run("eager float32").sequences

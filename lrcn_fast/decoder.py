@@ -34,7 +34,7 @@ class CaptionDecoder(PackedDecoder):
 
     Decoding is native on the CPU, for float32, bfloat16 and float16 parameters (computed in float32), and
     reads packed weights, see :meth:`prepare`. Models in float64 and on other devices decode by the same
-    rules in eager PyTorch (:mod:`lrcn_fast.reference_decoder`).
+    rules in eager PyTorch (:func:`lrcn_fast.reference.generate`).
 
     For ``torch.compile`` use the LSTM modules of :mod:`lrcn_fast.nn`: Dynamo refuses torch.nn.LSTM
     (``lrcn_fast.nn.replace_lstm(decoder)`` swaps them, parameters shared).
@@ -207,6 +207,8 @@ class CaptionDecoder(PackedDecoder):
         valid = torch.arange(L, device=tokens.device) < lengths.to(tokens.device).unsqueeze(1)
         tokens = tokens.masked_fill(~valid, self.eos_id)
         logits = self(tokens, features)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
         logprobs = -F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         return torch.where(valid, logprobs, 0.0).sum(1)
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL_TESTS = [
     "tests/test_ops_*.py",
     "tests/test_nn_lstm.py",
-    "tests/test_decoder_search.py",
+    "tests/test_decoder_native.py",
     "tests/test_runtime.py",
 ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrcn_fast import CaptionDecoder, reference_decoder
+from lrcn_fast import CaptionDecoder, reference
 
 transformers = pytest.importorskip("transformers", reason="needs pip install 'lrcn_fast[dev]'")
 
@@ -102,7 +102,7 @@ BEAMS = {
 
 def both(decoder, features, options):
     ours = decoder.generate(features, **options)
-    plain = reference_decoder.generate(decoder, features, **options)
+    plain = reference.generate(decoder, features, **options)
     return (
         ours,
         plain,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrcn_fast import CaptionDecoder, reference_decoder
+from lrcn_fast import CaptionDecoder, reference
 
 EOS = 0
 
@@ -88,9 +88,9 @@ def run_all(decoder, features, images, options, seed=0):
         return {**options, "generator": torch.Generator().manual_seed(seed)}
 
     native = decoder.generate(features, **seeded())
-    single = reference_decoder.generate(decoder, features, **seeded())
+    single = reference.generate(decoder, features, **seeded())
     decoder.double()
-    double = reference_decoder.generate(decoder, None if features is None else features.double(), **seeded())
+    double = reference.generate(decoder, None if features is None else features.double(), **seeded())
     decoder.float()
     return native, single, double
 
