@@ -1,5 +1,6 @@
 """Native decoding against the plain PyTorch search, word for word."""
 
+import itertools
 import random
 
 import pytest
@@ -118,6 +119,33 @@ def test_the_same_words_as_the_reference_on_random_models(block):
             continue
         assert_same(native, double)
     assert unsettled <= 1
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, length_penalty):
+    V, L, n = 4, 4, 8
+    torch.manual_seed(seed)
+    decoder, size = random_decoder(random.Random(seed), V)
+    features = None if size is None else torch.randn(1, size)
+    result = decoder.generate(
+        features, num_beams=V**L, num_return_sequences=n, max_new_tokens=L, early_stopping="never",
+        length_penalty=length_penalty,
+    )  # fmt: skip
+
+    found = []
+    decoder.double()
+    for length in range(1, L + 1):
+        for words in itertools.product(range(V), repeat=length):
+            if EOS in words[:-1] or (words[-1] != EOS and length < L):
+                continue
+            image = None if features is None else features.double()
+            score = decoder.log_likelihood(torch.tensor([words]), image, torch.tensor([length]))
+            found.append((score.item() / length**length_penalty, words))
+    found.sort(key=lambda item: -item[0])
+    for rank, (score, words) in enumerate(found[:n]):
+        assert tuple(result.tokens(0, rank)) == words
+        assert result.scores[0, rank].item() == pytest.approx(score, rel=1e-4)
 
 
 def twins(decoder, gap):
