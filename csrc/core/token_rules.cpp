@@ -47,7 +47,7 @@ void TokenRuleLists::of_history(const int32_t* history, int64_t length, int64_t 
   if (rules_.repetition_penalty != 1.0f)
     for (int64_t i = 0; i < length; ++i) found.emplace_back(history[i], 0);
 
-  if (const int64_t n = rules_.no_repeat_ngram; n > 0) {
+  if (const int64_t n = rules_.no_repeat_ngram; n > 0 && n <= length) {
     // The last n - 1 tokens, wherever else they occur, ban what followed them there.
     const int32_t* tail = history + length - (n - 1);
     for (int64_t i = 0; i + n <= length; ++i)
