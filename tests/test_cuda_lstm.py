@@ -74,8 +74,36 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
 @pytest.mark.parametrize(("variant", "P"), VARIANTS)
-def test_forward_and_backward(variant, P, dtype):
-    T, B, H = 7, 5, 20
+def test_forward_and_backward(variant, P, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "step")
+    compare(7, 5, 20, variant, P, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("variant", [v.values[0] for v in VARIANTS if v.values[1] is None], ids=str)
+@pytest.mark.parametrize(("T", "B", "H"), [(7, 5, 24), (40, 5, 256), (9, 5, 1000), (12, 5, 1024)])
+def test_plan_grid(T, B, H, variant, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "grid")
+    compare(T, B, H, variant, None, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("T", "B", "H"), [(20, 8, 128), (20, 32, 1024), (20, 64, 512), (20, 100, 256), (300, 16, 768)]
+)
+def test_plan_grid_rows(T, B, H, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "grid")
+    compare(T, B, H, {}, None, dtype)
+
+
+def test_plan_grid_refuses(monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "grid")
+    with pytest.raises(ValueError, match="LRCN_FAST_LSTM_PLAN must be step for this call"):
+        ops.lstm(**inputs(2, 2, 8))
+
+
+def compare(T, B, H, variant, P, dtype):
+    """Forward and backward against the reference in float64."""
     x, o = inputs(T, B, H, P=P, dtype=dtype, requires_grad=True), options(T, B, **variant)
     x64 = double(x)
     h, c = ops.lstm(**x, **o)

@@ -46,25 +46,36 @@ namespace lrcn::cuda {
 // --- numbers -----------------------------------------------------------------------------------
 
 using bf16 = __nv_bfloat16;
+using f16 = __half;
+
 LRCN_DEVICE float to_float(bf16 x) {
   return __bfloat162float(x);
 }
-LRCN_DEVICE bf16 to_bf16(float x) {
-  return __float2bfloat16_rn(x);
-}  // to nearest even
-
-using f16 = __half;
 LRCN_DEVICE float to_float(f16 x) {
   return __half2float(x);
 }
+// To the nearest, ties to even.
+LRCN_DEVICE bf16 to_bf16(float x) {
+  return __float2bfloat16_rn(x);
+}
 LRCN_DEVICE f16 to_f16(float x) {
   return __float2half_rn(x);
-}  // to nearest even
+}
 
-// Two bf16 in one register, `low` at the lower address: the operand format of mma_bf16.
-LRCN_DEVICE uint32_t pack_bf16(float low, float high) {
+// Two numbers of a half type in one register, `low` at the lower address, rounded to the nearest: the operand
+// format of mma. A NaN stays one.
+template <typename T>
+LRCN_DEVICE uint32_t pack(float low, float high);
+template <>
+LRCN_DEVICE uint32_t pack<bf16>(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+template <>
+LRCN_DEVICE uint32_t pack<f16>(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
 
@@ -250,13 +261,24 @@ LRCN_DEVICE void cp_async_wait() {
 
 // --- tensor cores ------------------------------------------------------------------------------
 
-// d += a b on a 16x16 by 16x8 tile, a whole warp, bf16 in and float out. With g = lane / 4, q = lane % 4:
+// d += a b on a 16x16 by 16x8 tile, a whole warp, bf16 or f16 in and float out. g = lane / 4, q = lane % 4:
 //   a[0], a[1]  rows g and g + 8 of a, columns 2q, 2q + 1     a[2], a[3]  the same, columns + 8
 //   b[0], b[1]  rows 2q, 2q + 1 (and + 8) of b, column g
 //   d[0..1]     row g, columns 2q, 2q + 1                     d[2..3]     row g + 8
-LRCN_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <typename T>
+LRCN_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+LRCN_DEVICE void mma<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+LRCN_DEVICE void mma<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -15,53 +15,13 @@
 //             j             H + j         2H + j        3H + j
 #include <cmath>
 
-#include "device.cuh"
 #include "launch.h"
-#include "lstm.h"
+#include "lstm_common.cuh"
 
 namespace lrcn::cuda {
 namespace {
 
 constexpr unsigned kThreads = 128;
-
-// State and arithmetic of a storage type, and the way there and back.
-template <typename T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-LRCN_DEVICE float widen(float x) {
-  return x;
-}
-LRCN_DEVICE double widen(double x) {
-  return x;
-}
-LRCN_DEVICE float widen(f16 x) {
-  return to_float(x);
-}
-LRCN_DEVICE float widen(bf16 x) {
-  return to_float(x);
-}
-LRCN_DEVICE void put(float& to, float x) {
-  to = x;
-}
-LRCN_DEVICE void put(double& to, double x) {
-  to = x;
-}
-LRCN_DEVICE void put(f16& to, float x) {
-  to = to_f16(x);
-}
-LRCN_DEVICE void put(bf16& to, float x) {
-  to = to_bf16(x);
-}
-
-template <typename A>
-LRCN_DEVICE A sigmoid(A x) {
-  return A(1) / (A(1) + std::exp(-x));
-}
 
 // Where this thread is. A block stays inside one row; rows follow each other along x, because y ends at
 // 65535.
@@ -75,15 +35,6 @@ LRCN_DEVICE Place place(int64_t units) {
 }
 Grid grid_of(int64_t rows, int64_t units) {
   return {static_cast<unsigned>(rows * ((units + kThreads - 1) / kThreads))};
-}
-
-LRCN_DEVICE int64_t length_of(const LstmRows& rows, int64_t b) {
-  if (rows.lengths == nullptr) return rows.T;
-  const int64_t length = rows.lengths[b];
-  return length < 0 ? 0 : length < rows.T ? length : rows.T;
-}
-LRCN_DEVICE bool keeps_state(const LstmRows& rows, int64_t t, int64_t b) {
-  return rows.cont == nullptr || rows.cont[t * rows.B + b] != 0;
 }
 
 template <typename T>
@@ -131,14 +82,6 @@ __global__ void __launch_bounds__(kThreads) lstm_cell_kernel(LstmRows rows, Lstm
   }
 }
 
-// Does the step the forward pass did after t belong to row b and take its state from t?
-LRCN_DEVICE bool has_later(const LstmRows& rows, int64_t t, int64_t length) {
-  return rows.reverse ? t > 0 : t + 1 < length;
-}
-LRCN_DEVICE int64_t later(const LstmRows& rows, int64_t t) {
-  return rows.reverse ? t - 1 : t + 1;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     lstm_cell_backward_kernel(LstmRows rows, LstmCellBackward cell, int64_t t) {
@@ -165,38 +108,34 @@ __global__ void __launch_bounds__(kThreads)
   const bool first = t == (rows.reverse ? length - 1 : 0);
   const bool keeps = keeps_state(rows, t, b);
 
-  A d_h = A(0), d_c = widen(static_cast<const T*>(cell.d_c)[step_at]);
+  CellGradient<A> x{};
+  x.d_c = widen(static_cast<const T*>(cell.d_c)[step_at]);
   if (cell.d_h == nullptr) {
-    d_h = static_cast<const A*>(cell.recurrent)[at];
+    x.d_h = static_cast<const A*>(cell.recurrent)[at];
   } else {
-    d_h = widen(static_cast<const T*>(cell.d_h)[step_at]);
+    x.d_h = widen(static_cast<const T*>(cell.d_h)[step_at]);
   }
   if (has_later(rows, t, length)) {
-    d_c += static_cast<const A*>(cell.carry)[at];
+    x.d_c += static_cast<const A*>(cell.carry)[at];
     if (cell.d_h != nullptr && keeps_state(rows, later(rows, t), b))
-      d_h += static_cast<const A*>(cell.recurrent)[at];
+      x.d_h += static_cast<const A*>(cell.recurrent)[at];
   }
-
   const T* const gates = static_cast<const T*>(cell.gates) + step_gate;
-  const A i = widen(gates[0]), f = widen(gates[H]), g = widen(gates[2 * H]), o = widen(gates[3 * H]);
+  const T* const d_gates = static_cast<const T*>(cell.d_gates) + step_gate;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    x.gates[k] = widen(gates[k * H]);
+    if (cell.d_gates != nullptr) x.d_gates[k] = widen(d_gates[k * H]);
+  }
   const T* const c = static_cast<const T*>(cell.c);
-  const A tanh_c = std::tanh(widen(c[step_at]));
-  A c_prev = A(0);
+  x.tanh_c = std::tanh(widen(c[step_at]));
   if (keeps)
-    c_prev =
+    x.c_prev =
         widen(first ? static_cast<const T*>(cell.c0)[at] : c[step_at + (rows.reverse ? 1 : -1) * rows.B * H]);
 
-  d_c += d_h * o * (A(1) - tanh_c * tanh_c);
-  A d_i = d_c * g, d_f = d_c * c_prev, d_g = d_c * i, d_o = d_h * tanh_c;
-  if (cell.d_gates != nullptr) {
-    const T* const d_gates = static_cast<const T*>(cell.d_gates) + step_gate;
-    d_i += widen(d_gates[0]);
-    d_f += widen(d_gates[H]);
-    d_g += widen(d_gates[2 * H]);
-    d_o += widen(d_gates[3 * H]);
-  }
-  const A d_z[4] = {d_i * i * (A(1) - i), d_f * f * (A(1) - f), d_g * (A(1) - g * g), d_o * o * (A(1) - o)};
-  const A d_c_prev = keeps ? d_c * f : A(0);
+  A d_z[4];
+  x.d_z(d_z);
+  const A d_c_prev = keeps ? x.d_c * x.gates[1] : A(0);
 #pragma unroll
   for (int k = 0; k < 4; ++k) put(d_xg[k * H], d_z[k]);
   static_cast<A*>(cell.carry)[at] = d_c_prev;

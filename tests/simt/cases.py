@@ -64,10 +64,15 @@ class Lstm:
     reverse: bool = False
     gates: bool = True  # they are saved, and the backward pass is run
     d_gates: bool = True  # they have a gradient of their own
+    groups: int = 0  # of blocks, for the plan "grid"; 0: the plan "step"
 
     def __str__(self):
         flags = [f"P{self.P}"] * bool(self.P) + ["lengths"] * bool(self.lengths) + ["cont"] * self.cont
-        flags += ["reverse"] * self.reverse + ["forward"] * (not self.gates)
+        flags += (
+            [f"grid{self.groups}"] * bool(self.groups)
+            + ["reverse"] * self.reverse
+            + ["forward"] * (not self.gates)
+        )
         flags += ["no_d_gates"] * (not self.d_gates)
         return "-".join([self.dtype, f"{self.T}x{self.B}x{self.H}", *flags])
 
@@ -147,7 +152,7 @@ def reference(case, x):
 
 
 def run_lstm(library, case, x, **schedule):
-    """What csrc/ops/cuda.cpp does for the plan "step", with numpy for the matrix products."""
+    """What csrc/ops/cuda.cpp does, with numpy for the matrix products."""
     T, B, H, P, dtype = case.T, case.B, case.H, case.P or case.H, case.dtype
     wide = state_type(dtype)
     rows = dict(T=T, B=B, H=H, lengths=x["lengths"], cont=x["cont"], reverse=case.reverse, dtype=CODE[dtype])
@@ -162,6 +167,12 @@ def run_lstm(library, case, x, **schedule):
     z_first = product(x["h0"], x["w_hh"].T)
     late = case.reverse and case.lengths is not None
     z = np.full_like(z_first, np.nan) if late else z_first
+    if case.groups:
+        exchange = aligned((2, B, (H + 7) // 8, 8), np.uint16)
+        states = {"h": out["h"], "c": out["c"], "gates": out["gates"], "exchange": exchange}
+        given = {"xg": x["xg"], "w_hh": x["w_hh"], "c0": x["c0"], "z_first": z_first}
+        library.call("lstm_grid", **rows, **given, **states, groups=case.groups, **schedule)
+        return out
     c_state = np.full((B, H), np.nan, wide)
     unprojected = blank((B, H), dtype)
     for n, t in enumerate(order):
@@ -180,14 +191,22 @@ def run_lstm_backward(library, case, x, forward, **schedule):
     T, B, H, P, dtype = case.T, case.B, case.H, case.P or case.H, case.dtype
     wide = state_type(dtype)
     rows = dict(T=T, B=B, H=H, lengths=x["lengths"], cont=x["cont"], reverse=case.reverse, dtype=CODE[dtype])
-    out = {"d_xg": blank((T, B, 4 * H), dtype), "d_c0": blank((B, H), dtype)}
+    d_xg = aligned((T, B, 4 * H), np.uint16 if dtype == "bfloat16" else dtype)
+    d_xg[...] = blank((), dtype)
+    out = {"d_xg": d_xg, "d_c0": blank((B, H), dtype)}
     d_first = blank((B, 4 * H), dtype) if case.cont or case.lengths is not None else None
     recurrent, carry = np.full((B, P), np.nan, wide), np.full((B, H), np.nan, wide)
     d_unprojected = np.full((B, H), np.nan, wide)
     if case.P:
         out["d_p"] = blank((T, B, P), dtype)
     order = range(T) if case.reverse else range(T - 1, -1, -1)
-    for t in order:
+    if case.groups:
+        arrays = dict(d_h=x["d_h"], d_c=x["d_c"], d_gates=x["d_gates"], w_hh=x["w_hh"])
+        arrays |= dict(gates=forward["gates"], c=forward["c"], c0=x["c0"])
+        arrays |= dict(d_xg=d_xg, d_first=d_first, d_c0=out["d_c0"])
+        done = np.zeros((case.groups, H // 8), np.uint32)
+        library.call("lstm_grid_backward", **rows, **arrays, done=done, groups=case.groups, **schedule)
+    for t in order if not case.groups else ():
         if case.P:
             arrays = dict(d_h=x["d_h"], recurrent=recurrent, d_p=out["d_p"])
             library.call("lstm_projection_backward", **rows, **arrays, P=P, t=t, **schedule)
@@ -235,3 +254,14 @@ def check_lstm(library, case, **schedule):
     if case.gates:
         worst = max(worst, compare(run_lstm_backward(library, case, x, forward, **schedule), expected, case))
     return worst
+
+
+def check_nan(library, **schedule):
+    """The plan "grid": a NaN in one unit of one row makes that row NaN, and no other."""
+    case = Lstm(5, 2, 24, dtype="bfloat16", groups=1, gates=False)
+    x = case.inputs()
+    x["xg"][1, 0, 1] = blank((), "bfloat16")
+    h = value(run_lstm(library, case, x, **schedule)["h"], "bfloat16")
+    assert np.isnan(h[2:, 0]).all()
+    assert np.isfinite(h[0]).all()
+    assert np.isfinite(h[:, 1]).all()

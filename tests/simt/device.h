@@ -29,7 +29,12 @@ struct f16 {
 };
 float to_float(f16 x);
 f16 to_f16(float x);
-uint32_t pack_bf16(float low, float high);
+template <typename T>
+uint32_t pack(float low, float high);
+template <>
+uint32_t pack<bf16>(float low, float high);
+template <>
+uint32_t pack<f16>(float low, float high);
 
 unsigned thread_index();
 unsigned block_threads();
@@ -97,7 +102,12 @@ SIMT_INLINE void cp_async_wait() {
   cp_async_wait_all_but(kPending);
 }
 
-void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <typename T>
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+void mma<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+void mma<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 unsigned cluster_rank();
 void sync_cluster();

@@ -4,10 +4,12 @@
 from simt import Mutation
 
 
+def _bugs(kernel, file, *bugs):
+    return [Mutation(kernel, name, file, ((old, new),), *message) for name, old, new, *message in bugs]
+
+
 def _cell(kernel, *bugs):
-    return [
-        Mutation(kernel, name, "lstm_cell.cu", ((old, new),), *message) for name, old, new, *message in bugs
-    ]
+    return _bugs(kernel, "lstm_cell.cu", *bugs)
 
 
 _BOUNDS = "out of bounds|race"
@@ -21,9 +23,6 @@ LSTM_MUTATIONS = [
          "  const int64_t gate = b * 4 * H + j, step_gate = t * rows.B * 4 * H + gate;\n  T* const h", _BOUNDS),
         ("one thread too few", "return {block_index() / blocks, int64_t{block_index() % blocks} * kThreads + thread_index()};",
          "return {block_index() / blocks, int64_t{block_index() % blocks} * kThreads + thread_index() + 1};"),
-        ("lengths not clamped above", "length < rows.T ? length : rows.T", "length"),
-        ("lengths not clamped below", "length < 0 ? 0 : length < rows.T", "length < rows.T"),
-        ("cont of another row", "rows.cont[t * rows.B + b] != 0", "rows.cont[t * rows.B] != 0"),
         ("padded rows not skipped", "  if (t >= length) {\n    put(*h, A(0));", "  if (t > length) {\n    put(*h, A(0));"),
         ("h of padded rows left out", "    put(*h, A(0));\n", ""),
         ("c of padded rows left out", "    put(*c, A(0));\n", ""),
@@ -43,17 +42,26 @@ LSTM_MUTATIONS = [
         ("d_xg of padded rows left out", "    for (int k = 0; k < 4; ++k) put(d_xg[k * H], A(0));\n", ""),
         ("first step of reverse", "  const bool first = t == (rows.reverse ? length - 1 : 0);\n  const bool keeps",
          "  const bool first = t == (rows.reverse ? rows.T - 1 : 0);\n  const bool keeps"),
-        ("carry from the padding", "return rows.reverse ? t > 0 : t + 1 < length;", "return rows.reverse ? t > 0 : t + 1 < rows.T;"),
         ("reset lets d_h through", "if (cell.d_h != nullptr && keeps_state(rows, later(rows, t), b))", "if (cell.d_h != nullptr)"),
         ("reset of this step for that of the later", "if (cell.d_h != nullptr && keeps_state(rows, later(rows, t), b))",
          "if (cell.d_h != nullptr && keeps)"),
-        ("reset lets d_c through", "const A d_c_prev = keeps ? d_c * f : A(0);", "const A d_c_prev = d_c * f;"),
+        ("reset lets d_c through", "const A d_c_prev = keeps ? x.d_c * x.gates[1] : A(0);", "const A d_c_prev = x.d_c * x.gates[1];"),
         ("reset lets d_h0 through", "put(d_first[k * H], keeps ? d_z[k] : A(0));", "put(d_first[k * H], d_z[k]);"),
         ("c_prev of the wrong side", "(rows.reverse ? 1 : -1) * rows.B * H", "(rows.reverse ? -1 : 1) * rows.B * H"),
-        ("c_prev of a reset", "  if (keeps)\n    c_prev =", "  c_prev ="),
-        ("carry not added", "    d_c += static_cast<const A*>(cell.carry)[at];\n", ""),
-        ("d_gates of f left out", "    d_f += widen(d_gates[H]);\n", ""),
-        ("tanh' for sigmoid'", "d_f * f * (A(1) - f)", "d_f * (A(1) - f * f)"),
+        ("c_prev of a reset", "  if (keeps)\n    x.c_prev =", "  x.c_prev ="),
+        ("carry not added", "    x.d_c += static_cast<const A*>(cell.carry)[at];\n", ""),
+        ("d_gates of f left out", "if (cell.d_gates != nullptr) x.d_gates", "if (cell.d_gates != nullptr && k != 1) x.d_gates"),
+    ),
+    *_bugs(
+        "lstm_cell_kernel", "lstm_common.cuh",
+        ("lengths not clamped above", "length < rows.T ? length : rows.T", "length"),
+        ("lengths not clamped below", "length < 0 ? 0 : length < rows.T", "length < rows.T"),
+        ("cont of another row", "rows.cont[t * rows.B + b] != 0", "rows.cont[t * rows.B] != 0"),
+    ),
+    *_bugs(
+        "lstm_cell_backward_kernel", "lstm_common.cuh",
+        ("carry from the padding", "return rows.reverse ? t > 0 : t + 1 < length;", "return rows.reverse ? t > 0 : t + 1 < rows.T;"),
+        ("tanh' for sigmoid'", "+ d_gates[1]) * f * (A(1) - f)", "+ d_gates[1]) * (A(1) - f * f)"),
     ),
     *_cell(
         "lstm_projection_backward_kernel",
@@ -62,6 +70,43 @@ LSTM_MUTATIONS = [
         ("reset lets it through", "if (has_later(rows, t, length) && keeps_state(rows, later(rows, t), b)) sum",
          "if (has_later(rows, t, length)) sum"),
         ("recurrent left out", " sum += recurrent[at];", ";"),
+    ),
+    *_bugs(
+        "lstm_grid_kernel", "lstm_grid.cu",
+        ("sync_block removed", "      sync_block();  // all sums", "      // all sums", "race|nobody has written"),
+        ("one buffer of sums", "state.partial[n % 2][tile][warp];", "state.partial[0][tile][warp];", "race|nobody has written|wrong numbers"),
+        ("phase never changes", "(n - 1) / 2 % 2 == 0 ? kPhaseBit : 0;", "kPhaseBit;", "stall|wrong numbers"),
+        ("phase not checked", "while ((piece.word[0] & kPhaseBit) != phase)", "while (false)", "wrong numbers"),
+        ("one buffer of h", "((n - 1) % 2 * rows.B + first_row)", "first_row", "stall|wrong numbers"),
+        ("pieces past the last", " && (warp * kPairs + p) * 4 + q < pieces", "", "out of bounds|stall"),
+        ("rows past the last", "tile * kTileRows + g < count && ", "", "out of bounds|stall"),
+        ("rows past the last in a cell", "      if (tile * kTileRows + warp >= count) break;\n", "", "out of bounds|race"),
+        ("units past the last", "const bool has_unit = unit < H;", "const bool has_unit = true;", "out of bounds|race"),
+        ("not published by one block", "if (lane == 0 && n + 1 < rows.T)", "if (lane == 0 && n + 1 < rows.T && block_index() > 0)", "stall"),
+        ("NaN not passed on", "(nan != 0 ? kNanBit : 0)", "0u", "wrong numbers"),
+        ("first step not seen", "if (keeps[tile] && !first)", "if (keeps[tile])", "nobody has written|wrong numbers"),
+        ("reset keeps c", "(keeps[tile] ? cell[tile] : 0.0f)", "cell[tile]", "wrong numbers"),
+        ("weights of k + 8 twice", "4 * s + 2 * (i / 2));", "4 * s);", "wrong numbers"),
+        ("gates of the tiles swapped", "2 * m + i % 2, first_unit", "2 * (1 - m) + i % 2, first_unit", "wrong numbers"),
+    ),
+    *_bugs(
+        "lstm_grid_backward_kernel", "lstm_grid_backward.cu",
+        ("sync_block for the sums removed", "      sync_block();  // all sums", "      // all sums", "race|nobody has written"),
+        ("sync_block before done removed", "    sync_block();  // the block's d_z", "    // the block's d_z", "race"),
+        ("done is not a release", "store_release(done", "store_relaxed(done", "race"),
+        ("wait is not an acquire", "load_acquire(done", "load_relaxed(done", "race"),
+        ("sync_warp removed", "      sync_warp();  // d_z of", "      // d_z of", "race"),
+        ("one step too early", "< static_cast<uint32_t>(n)) pause", "< static_cast<uint32_t>(n - 1)) pause", "race"),
+        ("pause missing", "(n)) pause();", "(n)) {}", "without pause"),
+        ("done missing in one block", "if (thread_index() == 0) store_release", "if (thread_index() == 0 && block_index() > 0) store_release", "stall"),
+        ("producers past the last", "r >= count || producer >= blocks", "r >= count", "out of bounds|race"),
+        ("rows past the last", "r >= count || producer", "producer", "out of bounds|race"),
+        ("reset lets d_h through", "if (next_keeps) {", "if (has_next) {", "wrong numbers"),
+        ("reset lets d_c through", "carry = keeps ? x.d_c * x.gates[1] : 0.0f;", "carry = x.d_c * x.gates[1];", "wrong numbers"),
+        ("carry not added", "        if (has_next) x.d_c += carry;\n", "", "wrong numbers"),
+        ("reset lets d_h0 through", "keeps ? d_z[k] : 0.0f", "d_z[k]", "wrong numbers"),
+        ("d_c0 of empty rows left out", "if (first || (length == 0 && t == 0)) {", "if (first) {", "wrong numbers"),
+        ("operand rows swapped", "{low.word[2 * s], high.word[2 * s],", "{high.word[2 * s], low.word[2 * s],", "wrong numbers"),
     ),
 ]  # fmt: skip
 

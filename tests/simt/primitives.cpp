@@ -57,8 +57,14 @@ f16 to_f16(float x) {
   return result;
 }
 
-uint32_t pack_bf16(float low, float high) {
+template <>
+uint32_t pack<bf16>(float low, float high) {
   return to_bf16(low).bits | uint32_t{to_bf16(high).bits} << 16;
+}
+
+template <>
+uint32_t pack<f16>(float low, float high) {
+  return to_f16(low).bits | uint32_t{to_f16(high).bits} << 16;
 }
 
 unsigned thread_index() {
@@ -159,6 +165,12 @@ struct MmaLane {
 };
 
 // Sums in double and rounds once; the hardware's own order and rounding are not documented.
+template <typename T>
+float half_of(uint32_t word, unsigned i) {
+  return to_float(T{static_cast<uint16_t>(word >> 16 * i)});
+}
+
+template <typename T>
 void combine_mma(void** lanes, unsigned) {
   float a[16][16], b[16][8];
   for (unsigned lane = 0; lane < 32; ++lane) {
@@ -166,9 +178,9 @@ void combine_mma(void** lanes, unsigned) {
     const unsigned g = lane / 4, q = lane % 4;
     for (unsigned half = 0; half < 2; ++half)
       for (unsigned i = 0; i < 2; ++i) {
-        a[g][2 * q + i + 8 * half] = widen(in.a[2 * half] >> 16 * i & 0xffff);
-        a[g + 8][2 * q + i + 8 * half] = widen(in.a[2 * half + 1] >> 16 * i & 0xffff);
-        b[2 * q + i + 8 * half][g] = widen(in.b[half] >> 16 * i & 0xffff);
+        a[g][2 * q + i + 8 * half] = half_of<T>(in.a[2 * half], i);
+        a[g + 8][2 * q + i + 8 * half] = half_of<T>(in.a[2 * half + 1], i);
+        b[2 * q + i + 8 * half][g] = half_of<T>(in.b[half], i);
       }
   }
   for (unsigned lane = 0; lane < 32; ++lane)
@@ -190,9 +202,16 @@ uint64_t shuffle_bits(Shuffle kind, uint64_t bits, int operand, unsigned mask) {
   return lane.result;
 }
 
-void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <>
+void mma<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   MmaLane lane{d, a, b};
-  engine->collective("mma_bf16", kFullWarp, &lane, combine_mma, false, PC);
+  engine->collective("mma", kFullWarp, &lane, combine_mma<bf16>, false, PC);
+}
+
+template <>
+void mma<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaLane lane{d, a, b};
+  engine->collective("mma", kFullWarp, &lane, combine_mma<f16>, false, PC);
 }
 
 // --- global memory between blocks ------------------------------------------------------------------

@@ -121,7 +121,7 @@ __global__ void mma_kernel(const uint32_t* in, float* out) {
   const uint32_t a[4] = {in[g * 8 + q], in[(g + 8) * 8 + q], in[g * 8 + q + 4], in[(g + 8) * 8 + q + 4]};
   const uint32_t b[2] = {b_in[g * 8 + q], b_in[g * 8 + q + 4]};
   float d[4] = {};
-  mma_bf16(d, a, b);
+  mma<bf16>(d, a, b);
   for (unsigned i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = d[i];
 }
 

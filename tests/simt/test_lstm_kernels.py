@@ -35,13 +35,28 @@ EDGES = [Lstm(1, 1, 1), Lstm(2, 1, 127), Lstm(2, 2, 128), Lstm(2, 1, 129), Lstm(
 TYPES = [Lstm(4, 6, 5, dtype=d, **VARIANTS[i]) for d in cases.DTYPES[1:] for i in (0, 8, 11)]
 
 
-ALL = CASES + EDGES + TYPES
+HALF = {"dtype": "bfloat16", "groups": 1}
+GRID = [
+    *(Lstm(4, 6, 24, **HALF, **variant) for variant in VARIANTS if "P" not in variant),
+    Lstm(1, 1, 8, **HALF),
+    Lstm(5, 2, 8, dtype="float16", groups=1),
+    Lstm(4, 17, 16, **HALF),
+    Lstm(4, 17, 16, dtype="float16", groups=3),
+    Lstm(3, 2, 40, **HALF),  # more than one warp's part of K
+    Lstm(4, 3, 13, **HALF, gates=False),  # the last block is not full
+]
+ALL = CASES + EDGES + TYPES + GRID
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_lstm(library, case):
     for schedule in schedules(24):
         cases.check_lstm(library, case, **schedule)
+
+
+def test_nan(library):
+    for schedule in schedules(24):
+        cases.check_nan(library, **schedule)
 
 
 # Together they run every line of the kernels.
@@ -51,13 +66,20 @@ SUSPECTS = [
     Lstm(3, 3, 5, P=4, lengths=(2, -1, 3), cont=True),
     Lstm(2, 2, 5, dtype="bfloat16"),
 ]
+GRID_SUSPECTS = [
+    Lstm(5, 3, 40, **HALF, lengths=(5, 0, 4), cont=True),
+    Lstm(4, 9, 8, **HALF, lengths=(3, 4, 0, 2, 2, 9, 1, 4, 4), cont=True, reverse=True, d_gates=False),
+    Lstm(3, 3, 13, **HALF, gates=False),
+]
 
 
 @pytest.mark.parametrize("mutation", LSTM_MUTATIONS, ids=str)
 def test_planted_bug_is_found(mutation):
     def check(mutant, **schedule):
-        for case in SUSPECTS:
+        for case in GRID_SUSPECTS if "grid" in mutation.kernel else SUSPECTS:
             cases.check_lstm(mutant, case, **schedule)
+        if mutation.kernel == "lstm_grid_kernel":
+            cases.check_nan(mutant, **schedule)
 
     killed(mutation, check, 6)
 
