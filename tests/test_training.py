@@ -406,6 +406,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, captions):
     values = tiny_config(captions)
     values["phases"][1]["steps"] = 40
@@ -422,6 +423,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, captions):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, captions):
     # The same global batches: gradients differ by the order of summation only. No dropout, whose
     # random numbers are each process's own.

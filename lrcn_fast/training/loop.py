@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrcn_fast.data import CaptionSet
+from lrcn_fast.data import CaptionSet, FeatureCache
 from lrcn_fast.evaluation import caption_metrics
 from lrcn_fast.models.captioner import Captioner, Dropout, pad_captions
 from lrcn_fast.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -217,9 +217,17 @@ class Trainer:
                     )
         return model.to(self.accelerator.device)
 
-    def _features(self, items: CaptionSet, views: int, crop_area: float) -> Tensor:
+    def _features(self, items: CaptionSet, views: int, crop_area: float, keep: bool = True) -> Tensor:
+        """CNN features [N, views, C], kept in memory and on disk unless the CNN is about to change."""
         key = (id(items), views, crop_area)
-        if key not in self._cache:
+        if key in self._cache:
+            return self._cache[key]
+        encoder, cache = self.model.encoder, None
+        if keep:
+            folder = self.config.data.cache or self.out / "features"
+            cache = FeatureCache(folder, encoder.fingerprint(), encoder.feature_dim)
+        # The first process computes and writes, the others read what it wrote.
+        with self.accelerator.main_process_first():
             with self.report.bar("features", len(items) * views) as advance:
                 features = view_features(
                     self.model,
@@ -228,10 +236,13 @@ class Trainer:
                     crop_area=crop_area,
                     seed=self.config.seed,
                     batch_size=self.config.encode_batch,
+                    cache=cache,
                     progress=advance,
                 )
-            self._cache[key] = features.to(self.accelerator.device)
-        return self._cache[key]
+        features = features.to(self.accelerator.device)
+        if keep:
+            self._cache[key] = features
+        return features
 
     # ---- the run ------------------------------------------------------------------------------
 
@@ -383,6 +394,8 @@ class Trainer:
             self._load_best()
         elif average is not None:
             average.swap()
+        if phase.encoder == "train":
+            self._cache.clear()
         accelerator.free_memory()
 
     def _phase_data(self, phase: PhaseConfig) -> CaptionData:
@@ -466,9 +479,7 @@ class Trainer:
         share = range(rank, len(items), world)
         features: Tensor | None = None
         if phase.data == "captions":
-            if phase.encoder == "train":
-                self._cache.pop((id(items), 1, 1.0), None)
-            features = self._features(items, 1, 1.0)[:, 0]
+            features = self._features(items, 1, 1.0, keep=phase.encoder != "train")[:, 0]
         loss_sum, words = self._validation_loss(items, share, features)
         candidates = {}
         if features is not None and len(share):
