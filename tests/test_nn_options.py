@@ -180,6 +180,19 @@ def test_cont_of_one_sequence_and_nan_states():
     torch.testing.assert_close(lstm(x, (nan, nan), cont=cont)[0], lstm(x)[0])
 
 
+def test_cont_of_custom_cells():
+    """A reset clears what zoneout would keep, too."""
+    lstm = nn.LSTM(I, H, num_layers=2, layer_norm=True, zoneout=(0.4, 0.3), dtype=DOUBLE).eval()
+    x, hx = randn(T, B, I), (randn(2, B, H), randn(2, B, H))
+    cont = torch.ones(T, B)
+    cont[2] = 0
+    output, states = lstm(x, hx, cont=cont)
+    first, _ = lstm(x[:2], hx)
+    second, expected = lstm(x[2:])
+    torch.testing.assert_close(output, torch.cat([first, second]), **TIGHT)
+    torch.testing.assert_close(states, expected, **TIGHT)
+
+
 def test_errors_of_cont():
     x, cont = torch.randn(T, B, I), torch.ones(T, B)
     with pytest.raises(NotImplementedError, match="cont must be None with bidirectional=True"):

@@ -9,6 +9,8 @@ import warnings
 import pytest
 import torch
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 from lrcn_fast import nn
 
@@ -70,6 +72,15 @@ def test_compile_follows_new_shapes():
     for steps, rows in ((5, 3), (7, 2), (9, 4)):
         x = torch.randn(steps, rows, I)
         torch.testing.assert_close(compiled(x), lstm(x), **FLOAT)
+
+
+def test_compile_with_packed_sequences():
+    lstm, x = make(bidirectional=True), inputs()
+    packed = pack_padded_sequence(x, LENGTHS.clamp(min=1), enforce_sorted=False)
+    torch._dynamo.reset()
+    output, states = torch.compile(lstm, fullgraph=True, backend="aot_eager")(packed)
+    expected, expected_states = lstm(packed)
+    torch.testing.assert_close((output.data, states), (expected.data, expected_states), **FLOAT)
 
 
 def test_compiled_module_checks_lengths():
@@ -264,6 +275,20 @@ def test_functional_calls():
     jacobian = torch.func.jacrev(lambda h: cell(x[0], (h, c))[0])(h)
     expected = torch.autograd.functional.jacobian(lambda h: cell(x[0], (h, c))[0], h)
     torch.testing.assert_close(jacobian, expected, **FLOAT)
+
+
+def test_activation_checkpoints_repeat_the_masks():
+    lstm, x = make(dropout=0.3, zoneout=0.2, recurrent_dropout=0.2), inputs(requires_grad=True)
+
+    def run(x):
+        return lstm(x)[0]
+
+    results = []
+    for function in (run, lambda x: checkpoint(run, x, use_reentrant=False)):
+        torch.manual_seed(4)
+        output = function(x)
+        results.append((output, *torch.autograd.grad(output.square().sum(), (x, *lstm.parameters()))))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_data_parallel_replicas():
