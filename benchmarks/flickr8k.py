@@ -3,8 +3,8 @@
 Stages, each of which can run alone (and on another machine), all below one working folder:
 
     train     python benchmarks/flickr8k.py --stage train --variant 2f --cnn frozen --out runs
-              Called again it continues; training is the packaged recipe flickr8k_small_<variant>[_tuned].
-    evaluate  every run found in the folder (or --variant and --cnn), on the dev photos; --bundle for any model
+              Called again it continues; the packaged recipe flickr8k_small_<variant>[_finetuned] is trained.
+    evaluate  every run found in the folder (or --variant and --cnn), on the dev photos; or one --bundle
     baseline  nearest neighbour: the first caption of the training photo with the most similar features
     table     gathers what the stages wrote into results/flickr8k-<machine>-<date>.json and flickr8k.md
 
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 VARIANTS = ("1u", "2u", "2f")
-CNNS = ("frozen", "tuned")
+CNNS = ("frozen", "finetuned")
 BEAMS = (1, 2, 3, 4, 5, 10)
 # (draws, factor on the logits), as the paper's tables name them; T = 1 is the model's own distribution.
 DRAWS = ((1, 2.0), (10, 2.0), (25, 2.0), (100, 1.0), (100, 1.5), (100, 2.0))
@@ -46,12 +46,15 @@ def run_name(variant: str, cnn: str) -> str:
 def train_stage(args: argparse.Namespace) -> None:
     import os
 
-    from lrcn_fast.training import load_config, train
+    from lrcn_fast.training import load_config, recipe_names, train
 
     os.environ["LRCN_DATA"] = str(args.data)
     for variant in args.variant or VARIANTS:
         for cnn in args.cnn or CNNS:
-            recipe = f"flickr8k_small_{variant}" + ("_tuned" if cnn == "tuned" else "")
+            recipe = f"flickr8k_small_{variant}" + ("_finetuned" if cnn == "finetuned" else "")
+            if recipe not in recipe_names():
+                print(f"no recipe {recipe}", file=sys.stderr)
+                continue
             config = load_config(recipe, [f"data.cache={args.out / 'features'}", *args.set])
             out = args.out / run_name(variant, cnn)
             start = time.perf_counter()

@@ -355,6 +355,30 @@ def test_fine_tuning_changes_the_cnn_and_stores_it(tmp_path, captions):
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
+def test_progress_is_silent_unless_asked(tmp_path, captions, capfd):
+    values = tiny_config(captions)
+    values["phases"] = [{"name": "caption", "steps": 2, "batch_size": 4, "max_new_tokens": 4}]
+    train(parse_config(values), tmp_path / "quiet", device="cpu")
+    assert capfd.readouterr() == ("", "")
+    train(parse_config(values), tmp_path / "shown", device="cpu", progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "caption step 2" in err
+
+
+def test_mixed_precision_learns_too(tmp_path, captions):
+    values = tiny_config(captions)
+    values["precision"] = "bf16"
+    values["phases"] = [
+        {"name": "caption", "steps": 40, "batch_size": 12, "evaluate_every": 20, "optimizer": {"lr": 0.02},
+         "max_new_tokens": 4}
+    ]  # fmt: skip
+    summary = train(parse_config(values), tmp_path / "out", device="cpu")
+    first, last = (e["validation_loss"] for e in summary["history"])
+    assert last < first < 3
+    assert last < 1.5
+
+
 def test_early_stopping(tmp_path, captions):
     values = tiny_config(captions)
     # A rate too small to change a caption: no evaluation after the first is better.

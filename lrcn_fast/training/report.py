@@ -23,6 +23,7 @@ class Reporter:
         self._log = out / "log.jsonl" if enabled else None
         self._show = enabled and (sys.stderr.isatty() if progress is None else progress)
         self._board: Any = None
+        self._bars: Any = None
         if enabled:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -36,13 +37,20 @@ class Reporter:
         if not self._show:
             yield lambda done, of: None
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(title, total=total, completed=start)
-            yield lambda done, of: progress.update(task, completed=done, total=of)
+        # One display for nested bars: older versions of rich refuse a second.
+        outermost = self._bars is None
+        if outermost:
+            self._bars = _make_bars()
+            self._bars.start()
+        bars = self._bars
+        task = bars.add_task(title, total=total, completed=start)
+        try:
+            yield lambda done, of: bars.update(task, completed=done, total=of)
+        finally:
+            bars.remove_task(task)
+            if outermost:
+                bars.stop()
+                self._bars = None
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one evaluation to the log, to TensorBoard and, on a terminal, to stderr."""
@@ -70,3 +78,11 @@ class Reporter:
         """Flush and close the event file."""
         if self._board is not None:
             self._board.close()
+
+
+def _make_bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
