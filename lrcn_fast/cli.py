@@ -257,6 +257,7 @@ def demo(
         out,
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,
+        exact=dtype is DtypeName.FLOAT32,
         as_json=as_json,
     )
 

@@ -270,6 +270,25 @@ def test_demo_without_the_photos(run, bundle, monkeypatch):
     )
 
 
+def test_demo_refuses_other_tokens(run, bundle, monkeypatch, tmp_path):
+    pytest.importorskip("skimage")
+    from lrcn_fast import reference_decoder
+
+    real = reference_decoder.generate
+
+    def wrong(*args, **options):
+        result = real(*args, **options)
+        result.sequences[0, 0, 0] = 2 if result.sequences[0, 0, 0] != 2 else 3
+        return result
+
+    monkeypatch.setattr(reference_decoder, "generate", wrong)
+    out = tmp_path / "gallery.png"
+    status, printed, err = run("demo", "--model", bundle, "--out", out)
+    assert (status, printed) == (1, "")
+    assert "demo: tokens of coffee must be those of the search in PyTorch" in err
+    assert not out.exists()
+
+
 def test_info(run):
     status, out, _ = run("info", "--json")
     facts = json.loads(out)
