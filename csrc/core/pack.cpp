@@ -16,6 +16,60 @@ uint32_t to_bfloat16(float value) {
   return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
 }
 
+// What an absent row reads, with a stride of 0.
+constexpr float kZero = 0.0f;
+
+// 16 outputs of one part: the columns of one group.
+struct Columns {
+  const float* row[kGroupColumns];
+  int64_t stride[kGroupColumns];
+
+  Columns(const PackPart& part, int64_t first) {
+    for (int64_t j = 0; j < kGroupColumns; ++j) {
+      const float* start = part.rows[first + j];
+      row[j] = start == nullptr ? &kZero : start;
+      stride[j] = start == nullptr ? 0 : part.stride;
+    }
+  }
+
+  float at(int64_t j, int64_t k) const { return row[j][k * stride[j]]; }
+
+  // A transposed weight: one k of all 16 outputs is 64 bytes in a row.
+  bool adjacent() const {
+    for (int64_t j = 1; j < kGroupColumns; ++j)
+      if (row[j] != row[0] + j) return false;
+    return stride[0] > 0;
+  }
+};
+
+char* pack_float32(const Columns& columns, int64_t K, char* out) {
+  const bool adjacent = columns.adjacent();
+  for (int64_t k = 0; k < K; ++k, out += kGroupColumns * sizeof(float)) {
+    if (adjacent) {
+      std::memcpy(out, &columns.row[0][k * columns.stride[0]], kGroupColumns * sizeof(float));
+      continue;
+    }
+    float words[kGroupColumns];
+    for (int64_t j = 0; j < kGroupColumns; ++j) words[j] = columns.at(j, k);
+    std::memcpy(out, words, sizeof words);
+  }
+  return out;
+}
+
+// `encode(value, j)` is what one value becomes, in the low bits.
+template <int kValues, typename Encode>
+char* pack_words(const Columns& columns, int64_t K, char* out, Encode encode) {
+  for (int64_t k = 0; k < K; k += kValues) {
+    uint32_t words[kGroupColumns] = {};
+    for (int64_t v = 0; v < kValues && k + v < K; ++v)
+      for (int64_t j = 0; j < kGroupColumns; ++j)
+        words[j] |= encode(columns.at(j, k + v), j) << (32 / kValues * v);
+    std::memcpy(out, words, sizeof words);
+    out += sizeof words;
+  }
+  return out;
+}
+
 }  // namespace
 
 void pack_panel(const char* what, const PackPart* parts, int count, WeightType type, void* panel) {
@@ -41,29 +95,18 @@ void pack_panel(const char* what, const PackPart* parts, int count, WeightType t
     out += sizeof scales;
   }
 
-  const int64_t per_word = values_per_word(type);
   for (int64_t group = 0; group < kPanelColumns; group += kGroupColumns)
     for (int i = 0; i < count; ++i) {
-      const PackPart& part = parts[i];
-      for (int64_t k = 0; k < part.k; k += per_word) {
-        uint32_t words[kGroupColumns] = {};
-        for (int64_t j = 0; j < kGroupColumns; ++j) {
-          const float* row = part.rows[group + j];
-          if (row == nullptr) continue;
-          if (type == WeightType::kFloat32) {
-            words[j] = bits_of(row[k * part.stride]);
-            continue;
-          }
-          for (int64_t v = 0; v < per_word && k + v < part.k; ++v) {
-            const float value = row[(k + v) * part.stride];
-            words[j] |= type == WeightType::kBFloat16
-                            ? to_bfloat16(value) << (16 * v)
-                            : (static_cast<uint32_t>(std::lrintf(value * inverse[group + j])) & 0xffu)
-                                  << (8 * v);
-          }
-        }
-        std::memcpy(out, words, sizeof words);
-        out += sizeof words;
+      const Columns columns(parts[i], group);
+      const int64_t K = parts[i].k;
+      if (type == WeightType::kFloat32) {
+        out = pack_float32(columns, K, out);
+      } else if (type == WeightType::kBFloat16) {
+        out = pack_words<2>(columns, K, out, [](float value, int64_t) { return to_bfloat16(value); });
+      } else {
+        out = pack_words<4>(columns, K, out, [&](float value, int64_t j) {
+          return static_cast<uint32_t>(std::lrintf(value * inverse[group + j])) & 0xffu;
+        });
       }
     }
 }

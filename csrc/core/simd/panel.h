@@ -40,6 +40,11 @@ constexpr int64_t kBlock = 384;
 template <WeightType W>
 constexpr int kMaxRows = min(W == WeightType::kFloat32 ? 6 : 5, kSums / kVecs);
 
+// Bytes to prefetch ahead where a panel streams from memory past several rows: 15 to 25 % faster on weights
+// larger than the last-level cache (M=5, [4000, 2000] in float32, Zen 3), and no slower on smaller ones. One
+// row waits for nothing but the loads, which the hardware already prefetches.
+constexpr int64_t kAhead = 2048;
+
 template <WeightType>
 struct Word;
 
@@ -65,8 +70,8 @@ struct Word<WeightType::kInt8> {
   }
 };
 
-// sums[r][group] += x[r][begin, end) . words, R rows by S groups.
-template <WeightType W, int R, int S>
+// sums[r][group] += x[r][begin, end) . words, R rows by S groups. kStream: the words come from memory.
+template <WeightType W, int R, int S, bool kStream>
 void tile(const char* words, int64_t group_bytes, const float* const* x, int64_t begin, int64_t end,
           float* sums) {
   constexpr int kValues = Word<W>::kValues;
@@ -110,6 +115,8 @@ void tile(const char* words, int64_t group_bytes, const float* const* x, int64_t
           for (int v = 0; v < kN; ++v) sum[r][v] += row[r][k + i] * w[v];
       }
     }
+    if constexpr (kStream)
+      for (int s = 0; s < S; ++s) __builtin_prefetch(words + s * group_bytes + kAhead);
     words += kGroup * sizeof(uint32_t);
   };
 
@@ -144,7 +151,7 @@ void dot_few(int64_t rows, const char* words, int64_t group_bytes, const float* 
   with_rows<kMaxRows<W>>(rows, [&](auto rows_now) {
     constexpr int R = rows_now.value, S = groups_per_tile(R);
     for (int s = 0; s < kGroups; s += S)
-      tile<W, R, S>(words + s * group_bytes, group_bytes, x, 0, k, sums + s * kGroup);
+      tile<W, R, S, (R > 1)>(words + s * group_bytes, group_bytes, x, 0, k, sums + s * kGroup);
   });
 }
 
@@ -166,7 +173,7 @@ void dot_many(int64_t rows, const char* words, int64_t group_bytes, const float*
         const int64_t n = (rows - r + blocks - b - 1) / (blocks - b);
         float* out = sums + r * kPanel + s * kGroup;
         with_rows<kMax>(n, [&](auto rows_now) {
-          tile<W, rows_now.value, S>(block, group_bytes, x + r, begin, end, out);
+          tile<W, rows_now.value, S, false>(block, group_bytes, x + r, begin, end, out);
         });
         r += n;
       }
