@@ -4,12 +4,14 @@ Question: how much faster is ``lrcn_fast.nn.LSTM`` than ``torch.nn.LSTM``, forwa
 Each row names the cuDNN algorithm PyTorch lets cuDNN use for it, since that decides how good the baseline is.
 """
 
+import os
 from collections.abc import Callable, Iterator
 
 import harness
 import torch
-from lrcn_fast.nn import LSTM
 from torch import Tensor, nn
+
+from lrcn_fast.nn import LSTM
 
 # T, B, I = H, dtype. The first rows are LRCN's own sizes: captions (T=20, H=1000) and actions (T=16, H=256).
 SIZES = [
@@ -105,6 +107,10 @@ def measure() -> Iterator[tuple[dict[str, object], harness.Variants, Callable[[o
                 "lrcn_fast": runs["lrcn_fast"],
                 "lrcn_fast, graph": _graphed(runs["lrcn_fast"]),
             }
+            if dtype != torch.float32:  # what the persistent kernels are worth
+                os.environ["LRCN_FAST_LSTM_PLAN"] = "step"
+                variants["lrcn_fast, graph, plan step"] = _graphed(runs["lrcn_fast"])
+                del os.environ["LRCN_FAST_LSTM_PLAN"]
             case = {"what": what, "T": T, "B": B, "H": H, "dtype": str(dtype).removeprefix("torch.")}
             case["cudnn"] = cudnn_algorithm(B, H, dtype)
             yield case, variants, _close(dtype)

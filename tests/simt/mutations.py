@@ -4,8 +4,10 @@
 from simt import Mutation
 
 
-def _bugs(kernel, file, *bugs):
-    return [Mutation(kernel, name, file, ((old, new),), *message) for name, old, new, *message in bugs]
+def _bugs(kernel, file, *bugs, unit=None):
+    return [
+        Mutation(kernel, name, file, ((old, new),), *message, unit=unit) for name, old, new, *message in bugs
+    ]
 
 
 def _cell(kernel, *bugs):
@@ -57,11 +59,13 @@ LSTM_MUTATIONS = [
         ("lengths not clamped above", "length < rows.T ? length : rows.T", "length"),
         ("lengths not clamped below", "length < 0 ? 0 : length < rows.T", "length < rows.T"),
         ("cont of another row", "rows.cont[t * rows.B + b] != 0", "rows.cont[t * rows.B] != 0"),
+        unit="lstm_cell.cu",
     ),
     *_bugs(
         "lstm_cell_backward_kernel", "lstm_common.cuh",
         ("carry from the padding", "return rows.reverse ? t > 0 : t + 1 < length;", "return rows.reverse ? t > 0 : t + 1 < rows.T;"),
         ("tanh' for sigmoid'", "+ d_gates[1]) * f * (A(1) - f)", "+ d_gates[1]) * (A(1) - f * f)"),
+        unit="lstm_cell.cu",
     ),
     *_cell(
         "lstm_projection_backward_kernel",

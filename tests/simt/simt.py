@@ -4,6 +4,7 @@
 copy with pieces of one file replaced: a mutation test.
 """
 
+import _ctypes
 import ctypes
 import dataclasses
 import hashlib
@@ -74,12 +75,13 @@ class Library:
     """The kernels, compiled for the emulator.
 
     Args:
-        edits: replacements per kernel file; each ``old`` must occur exactly once.
+        edits: replacements per kernel file or header; each ``old`` must occur exactly once.
+        unit: the file that is compiled with the edited headers.
         checked: without it only what goes through primitives is checked, at 0.3 to 0.9 of the cost.
         flags: more compiler flags, for every file.
     """
 
-    def __init__(self, edits=None, checked=True, flags=()):
+    def __init__(self, edits=None, unit=None, checked=True, flags=()):
         edits = dict(edits or {})
         headers = []
         for name in [name for name in edits if name.endswith((".h", ".cuh"))]:
@@ -90,9 +92,10 @@ class Library:
             headers.append(f"-I{folder}")  # searched before the real one
         objects = [_compile(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
         for source in [*sorted(CUDA.glob("*.cu")), *sorted(HERE.glob("*.cu"))]:
-            changed = source.name in edits or headers
+            include = headers if source.name == unit else []
+            quiet = ["-w"] if include or source.name in edits else []
             text = _edit(source, edits.pop(source.name, ()))
-            more = [*(CHECKED if checked else ()), *(["-w"] if changed else ()), *headers, *flags]
+            more = [*(CHECKED if checked else ()), *quiet, *include, *flags]
             objects.append(_compile(source, text, ["-O1", *more]))
         assert not edits, f"no such file: {edits}"
         digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
@@ -123,6 +126,10 @@ class Library:
         if message is not None:
             raise SimtError(message.decode())
 
+    def close(self):
+        """Unload it: its fibers' stacks are thousands of mappings, which a process has only so many of."""
+        _ctypes.dlclose(self._dll._handle)
+
     def switches(self):
         """Context switches of the last launch."""
         return self._dll.simt_switches()
@@ -146,6 +153,7 @@ class Mutation:
         name: What is wrong.
         file: Source file.
         edits: Pairs of text, to find exactly once, and its replacement.
+        unit: For a header, the file to compile with it.
         message: What the emulator must say; "wrong numbers" is a result that differs. Empty: only that.
         always: Whether every schedule shows it.
     """
@@ -156,6 +164,7 @@ class Mutation:
     edits: tuple
     message: str = ""
     always: bool = True
+    unit: str | None = None
 
     def __str__(self):
         return f"{self.kernel}: {self.name}".replace(" ", "-")
@@ -163,7 +172,7 @@ class Mutation:
 
 def killed(mutation, check, count=12):
     """Assert that ``check(library, **schedule)`` finds the bug on every one of `count` schedules."""
-    mutant = Library({mutation.file: mutation.edits})
+    mutant = Library({mutation.file: mutation.edits}, mutation.unit)
     survived = 0
     for schedule in schedules(count):
         try:
@@ -175,6 +184,7 @@ def killed(mutation, check, count=12):
         except AssertionError:
             if mutation.message and "wrong numbers" not in mutation.message:
                 raise
+    mutant.close()
     assert survived < count if not mutation.always else survived == 0, (
         f"survived {survived} of {count} schedules"
     )

@@ -37,11 +37,11 @@ TYPES = [Lstm(4, 6, 5, dtype=d, **VARIANTS[i]) for d in cases.DTYPES[1:] for i i
 
 HALF = {"dtype": "bfloat16", "groups": 1}
 GRID = [
-    *(Lstm(4, 6, 24, **HALF, **variant) for variant in VARIANTS if "P" not in variant),
+    *(Lstm(4, 6, 16, **HALF, **variant) for variant in VARIANTS if "P" not in variant),
     Lstm(1, 1, 8, **HALF),
     Lstm(5, 2, 8, dtype="float16", groups=1),
     Lstm(4, 17, 16, **HALF),
-    Lstm(4, 17, 16, dtype="float16", groups=3),
+    Lstm(4, 9, 16, dtype="float16", groups=2),
     Lstm(3, 2, 40, **HALF),  # more than one warp's part of K
     Lstm(4, 3, 13, **HALF, gates=False),  # the last block is not full
 ]
