@@ -47,6 +47,9 @@ class ModelConfig:
     encoder_weights: str | None = "imagenet"
     encoder_features: str | None = None
     """Which features of the CNN; null: its default."""
+    encoder_resize: int | None = field(default=None, metadata=_least(1))
+    """Length a photo's side is resized to before the centre crop; null: the network's own. At the network's
+    input size the crop keeps as much of the photo as a square can."""
     encoder_dropout: float | None = field(default=None, metadata=_least(0.0, below=1.0))
     """Of the paper's nets; active in training even below frozen layers, as in Caffe. null: their 0.5."""
     freeze_batch_norm: bool | None = None

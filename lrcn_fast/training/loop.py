@@ -215,6 +215,9 @@ class Trainer:
                     raise ValueError(
                         f"train: model.{key} must be that of init_from = {held[key]!r}, got {value!r}"
                     )
+        if m.encoder_resize is not None:
+            encoder = model.encoder
+            encoder.preprocessing = dataclasses.replace(encoder.preprocessing, resize=m.encoder_resize)
         return model.to(self.accelerator.device)
 
     def _features(self, items: CaptionSet, views: int, crop_area: float, keep: bool = True) -> Tensor:
