@@ -615,3 +615,26 @@ def test_all_combinations_of_stopping_agree_with_the_reference():
             length_penalty=penalty,
             max_new_tokens=12,
         )
+
+
+def test_early_stopping_never_finds_what_the_heuristic_misses():
+    # Ends are likely and length is rewarded: the pool fills early, and long captions beat it later.
+    differ = 0
+    for seed in range(6):
+        model = Model(V=11, hidden=(6,), F=3, static_layer=0, seed=seed, scale=1.0)
+        model.projection_bias[EOS] += 2.0
+        features = model.features(5)
+        results = []
+        for early in (False, "never"):
+            options = dict(
+                num_beams=3,
+                num_return_sequences=3,
+                early_stopping=early,
+                length_penalty=2.0,
+                max_new_tokens=12,
+            )
+            results.append(run(model, model.pack(), features, 5, **options))
+            assert_same(results[-1], model.reference(5, features, config(**options)))
+        assert (results[1][2] >= results[0][2]).all()
+        differ += not torch.equal(results[0][0], results[1][0])
+    assert differ > 0

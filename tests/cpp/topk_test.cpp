@@ -63,6 +63,11 @@ struct Found {
   }
 };
 
+// Pieces of three, the last one first: any partition must give the same bits.
+void in_pieces(int64_t n, int64_t, Parallel::Body body, void* context) {
+  for (int64_t begin = (n - 1) / 3 * 3; begin >= 0; begin -= 3) body(context, begin, std::min(n, begin + 3));
+}
+
 Found run(const Problem& p, int64_t best, const std::vector<std::vector<int32_t>>& special = {},
           const Parallel& parallel = {}) {
   Found f;
@@ -86,16 +91,13 @@ Found run(const Problem& p, int64_t best, const std::vector<std::vector<int32_t>
   args.max = f.max.data(), args.log_sum = f.log_sum.data(), args.all_logits = f.all.data();
   SoftmaxTopkBuffers buffers;
   softmax_topk(args, &buffers, parallel);
-  // Again with used buffers: nothing may be left over.
+  // Again, shared out differently: nothing may be left over in the buffers.
   const Found first = f;
+  softmax_topk(args, &buffers, Parallel(&in_pieces));
+  CHECK(first == f);
   softmax_topk(args, &buffers, parallel);
   CHECK(first == f);
   return f;
-}
-
-// Pieces of three, the last one first: any partition must give the same bits.
-void in_pieces(int64_t n, int64_t, Parallel::Body body, void* context) {
-  for (int64_t begin = (n - 1) / 3 * 3; begin >= 0; begin -= 3) body(context, begin, std::min(n, begin + 3));
 }
 
 void check_against_definition(const Problem& p, int64_t best,
