@@ -1,9 +1,11 @@
 """Registers, shared memory and spills of every CUDA kernel, as ptxas reports them. Needs nvcc, no GPU."""
 
 import argparse
+import os
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +66,10 @@ def kernels(source: Path, architecture: str) -> list[Kernel]:
 
 def all_kernels() -> list[Kernel]:
     """Every kernel of csrc/cuda on every architecture."""
-    return [k for a in ARCHITECTURES for p in sorted(CUDA.glob("*.cu")) for k in kernels(p, a)]
+    sources = sorted(CUDA.glob("*.cu"))
+    jobs = [(source, architecture) for architecture in ARCHITECTURES for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each job waits for an nvcc
+        return [k for found in pool.map(lambda job: kernels(*job), jobs) for k in found]
 
 
 def main() -> None:

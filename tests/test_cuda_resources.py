@@ -9,6 +9,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "cuda_resources.py"
 
 
+@pytest.mark.slow  # compiles everything twice
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_no_kernel_spills():
     kernels = runpy.run_path(str(SCRIPT))["all_kernels"]()

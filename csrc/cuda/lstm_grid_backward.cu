@@ -95,14 +95,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1  // both at once do not fit into the registers
       for (int tile = 0; tile < kTiles; ++tile) {
         float sum[4] = {};
+        // Where this lane's first pair lies, in rows g and g + 8 of the tile; the others are constants away.
+        const T* const from =
+            d_z + ((first_row + tile * kTileRows + g) * 4 + q / 2) * H + (first_producer + q % 2) * kUnits;
+        const bool has_low = tile * kTileRows + g < count, has_high = tile * kTileRows + g + 8 < count;
 #pragma unroll
         for (int p = 0; p < kProducers; ++p) {
-          const int producer = first_producer + p / 2 * 2 + q % 2, gate = p % 2 * 2 + q / 2;
-          const auto load = [&](int r) {
-            if (r >= count || producer >= blocks) return Vec16{};
-            return load_l2(d_z + ((first_row + r) * 4 + gate) * H + producer * kUnits);
-          };
-          const Vec16 low = load(tile * kTileRows + g), high = load(tile * kTileRows + g + 8);
+          const T* const piece = from + p % 2 * 2 * H + p / 2 * 2 * kUnits;
+          const bool exists = first_producer + p / 2 * 2 + q % 2 < blocks;
+          const Vec16 low = exists && has_low ? load_l2(piece) : Vec16{};
+          const Vec16 high = exists && has_high ? load_l2(piece + 32 * H) : Vec16{};
           sync_warp();
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
