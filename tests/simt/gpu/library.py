@@ -6,28 +6,33 @@ between.
 """
 
 import ctypes
-import functools
+import hashlib
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 SIMT = Path(__file__).resolve().parent.parent
 CUDA = SIMT.parents[1] / "csrc" / "cuda"
+BUILD = SIMT.parents[1] / "build" / "simt_gpu"
 
 
-@functools.cache
 def build(architecture: str) -> Path:
-    """Compile everything, one nvcc per file, all at once."""
-    out = Path(tempfile.mkdtemp(prefix="lrcn_gpu_"))
+    """Compile everything, unless that has been done: one nvcc per file, all at once."""
     sources = [
         *sorted(CUDA.glob("*.cu")),
         SIMT / "selftest.cu",
         SIMT / "bindings.cpp",
         SIMT / "gpu" / "runtime.cpp",
     ]
+    headers = [p for folder in (CUDA, SIMT) for p in sorted(folder.iterdir()) if p.suffix in (".h", ".cuh")]
+    text = "\0".join([architecture, *(p.read_text() for p in [*sources, *headers])])
+    out = BUILD / hashlib.sha256(text.encode()).hexdigest()[:20]
+    target = out / "kernels.so"
+    if target.exists():
+        return target
+    out.mkdir(parents=True, exist_ok=True)
     objects = [out / f"{source.name}.o" for source in sources]
     command = [
         "nvcc",
@@ -45,10 +50,8 @@ def build(architecture: str) -> Path:
     ]
     if any([job.wait() for job in jobs]):
         raise RuntimeError("nvcc failed")
-    target = out / "kernels.so"
-    subprocess.run(
-        ["nvcc", "-shared", f"-arch=sm_{architecture}", "-o", str(target), *map(str, objects)], check=True
-    )
+    link = ["nvcc", "-shared", f"-arch=sm_{architecture}", "-o", str(target), *map(str, objects)]
+    subprocess.run(link, check=True)
     return target
 
 
