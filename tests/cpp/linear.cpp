@@ -60,15 +60,15 @@ TEST(packing_rounds_bfloat16_to_nearest_even) {
 }
 
 TEST(packing_passes_nan_and_infinity_through_bfloat16) {
-  float w[3] = {std::nanf(""), std::numeric_limits<float>::infinity(), 0};
-  const uint32_t payload = 0x7f80ffffu;  // a NaN whose rounding would carry into the sign
-  std::memcpy(&w[2], &payload, sizeof payload);
+  float w[4] = {std::nanf(""), std::numeric_limits<float>::infinity(), 0, 0};
+  const uint32_t payloads[] = {0x7fffffffu, 0x7f800001u};  // NaNs that rounding would make -0 and infinity
+  std::memcpy(&w[2], payloads, sizeof payloads);
   const float one = 1.0f;
-  float y[3];
-  std::vector<char> packed(linear_packed_bytes(3, 1, WeightType::kBFloat16));
-  linear_pack(w, 1, 1, 3, 1, WeightType::kBFloat16, packed.data());
-  linear_forward({packed.data(), WeightType::kBFloat16, 3, 1}, 1, &one, 1, nullptr, y, 3);
-  CHECK(std::isnan(y[0]) && std::isinf(y[1]) && std::isnan(y[2]));
+  float y[4];
+  std::vector<char> packed(linear_packed_bytes(4, 1, WeightType::kBFloat16));
+  linear_pack(w, 1, 1, 4, 1, WeightType::kBFloat16, packed.data());
+  linear_forward({packed.data(), WeightType::kBFloat16, 4, 1}, 1, &one, 1, nullptr, y, 4);
+  CHECK(std::isnan(y[0]) && std::isinf(y[1]) && std::isnan(y[2]) && std::isnan(y[3]));
 }
 
 TEST(packing_rounds_int8_to_its_scale) {
