@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_forcing_what_the_cpu_lacks_is_an_error(plain, isa):
         'must be generic, avx2 or avx512, got "bogus"' if isa == "bogus" else f"LRCN_FAST_ISA={isa}, but"
     )
     assert expected in result.stderr
+
+
+def test_python_sees_a_value_error():
+    command = "from lrcn_fast import _runtime; _runtime.isa()"
+    result = subprocess.run(
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"LRCN_FAST_ISA": "bogus"},
+    )
+    assert 'ValueError: LRCN_FAST_ISA must be generic, avx2 or avx512, got "bogus"' in result.stderr
 
 
 def symbols(path, *options):
