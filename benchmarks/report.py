@@ -5,29 +5,20 @@
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import harness
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
-
-
-def newest(question: str) -> tuple[Path, dict[str, Any]]:
-    """The latest result file of a question, by the date in its name."""
-    files = sorted(RESULTS.glob(f"{question}-*.json"), key=lambda p: p.stem.rsplit("-", 1)[-1])
-    if not files:
-        raise FileNotFoundError(f"report: no {question}-*.json in {RESULTS.relative_to(ROOT)}")
-    return files[-1], json.loads(files[-1].read_text())
 
 
 def speed(question: str) -> str:
     """One row a case: the baseline's time, ours, the ratio with its range over processes."""
-    path, report = newest(question)
+    path, report = harness.newest(question)
     env = report["environment"]
     names = list(report["cases"][0]["variants"])
     rows = [

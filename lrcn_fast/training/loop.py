@@ -290,7 +290,7 @@ class Trainer:
             self.model,
             self.out / "model",
             details={
-                "training": self.config.to_dict(),
+                "training": _without_folders(self.config.to_dict()),
                 "photos": len(self.train_items),
                 "validation": scores,
             },
@@ -574,6 +574,15 @@ def _flatten(value: Any, key: str = "") -> dict[str, Any]:
     if isinstance(value, list):
         return {k2: v2 for i, v in enumerate(value) for k2, v2 in _flatten(v, f"{key}[{i}]").items()}
     return {key: value}
+
+
+def _without_folders(value: Any) -> Any:
+    """The same values with every absolute path cut to its name: a model tells nobody's folders."""
+    if isinstance(value, dict):
+        return {k: _without_folders(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _to(value: Any, device: torch.device) -> Any:
