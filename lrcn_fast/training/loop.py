@@ -124,7 +124,6 @@ class Trainer:
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.precision)
         self.is_main = self.accelerator.is_main_process
-        torch.backends.cudnn.benchmark = False
         if self.is_main:
             if restart:
                 for name in ("checkpoint.pt", "best.pt", "history.json", "log.jsonl"):

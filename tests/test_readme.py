@@ -1,0 +1,35 @@
+"""The README: its tables come from the result files, and its example prints what it says."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_tables_are_those_of_the_result_files():
+    script = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_example_prints_what_it_says():
+    pytest.importorskip("skimage")
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    promised = [line.removeprefix("# ") for line in code.splitlines() if line.startswith("# ")]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert promised
+    assert printed.getvalue().splitlines() == promised
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
