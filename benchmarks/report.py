@@ -16,34 +16,67 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
-def speed(question: str) -> str:
-    """One row a case: the baseline's time, ours, the ratio with its range over processes."""
+def speed(question: str, title: str, what: str | None = None) -> str:
+    """One row a case: every variant's time, and its speed-up over the first with the range over processes.
+
+    Args:
+        question: Of the result file.
+        title: Head of the first column.
+        what: Only cases whose "what" is this.
+    """
     path, report = harness.newest(question)
     env = report["environment"]
-    names = list(report["cases"][0]["variants"])
-    rows = [
-        f"| {question}, ms | " + " | ".join(names) + " | speed-up |",
-        "|---" * (len(names) + 2) + "|",
-    ]
-    for case in report["cases"]:
-        variants = case["variants"]
-        label = ", ".join(f"{k}={v}" for k, v in case["case"].items())
-        ours = variants[names[-1]]
-        low, high = ours["speedup_range"]
-        times = " | ".join(f"{variants[n]['median_us'] / 1e3:.3g}" if n in variants else "-" for n in names)
-        rows.append(f"| {label} | {times} | {ours['speedup']:.1f} ({low:.1f}-{high:.1f}) |")
+    cases = [case for case in report["cases"] if what is None or case["case"]["what"] == what]
+    names = [_plain(name) for name in cases[0]["variants"]]
+    rows = [f"| {title} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for case in cases:
+        label = ", ".join(f"{k}={v}" for k, v in case["case"].items() if k not in ("what", "threads"))
+        cells = []
+        for name, v in case["variants"].items():
+            cell = f"{v['median_us'] / 1e3:.3g}"
+            if cells:
+                low, high = v["speedup_range"]
+                cell += f" / {v['speedup']:.2f}x ({low:.2f}-{high:.2f})"
+            words = re.search(r"(\d+%) of the words", name)
+            cells.append(cell + (f", {words[1]} same words" if words else ""))
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
     threads = f"{env['threads']} thread" + ("s" if env["threads"] > 1 else "")
     note = (
-        f"{env['cpu']}, {env['isa']}, {threads}, torch {env['torch']}; "
-        f"medians over {env['processes']} processes, "
-        f"in brackets the range ([data](benchmarks/results/{path.name}))."
+        f"Milliseconds / speed-up over the first column (range over {env['processes']} fresh processes); "
+        f"{env['cpu']}, {env['isa']}, {threads}, torch {env['torch']} "
+        f"([data](benchmarks/results/{path.name}))."
+    )
+    return "\n".join([*rows, "", note, ""])
+
+
+def _plain(name: str) -> str:
+    return name.split(",")[0]
+
+
+def captions() -> str:
+    """The scores of each model with greedy search and beams, and of the nearest neighbour."""
+    path, report = harness.newest("flickr8k")
+    metrics = ("bleu_4", "rouge_l", "cider_d")
+    rows = ["| model | CNN | decoding | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 3) + "|"]
+    table = [("nearest neighbour", "frozen", how, scores) for how, scores in report["baseline"].items()]
+    for name, run in report["runs"].items():
+        variant, _, cnn = name.partition("_")
+        for how in ("greedy", "beam 2", "beam 4", "beam 5", "beam 10"):
+            table.append((f"LRCN_{variant}", cnn, how, run["decoding"][how]))
+    for *labels, scores in table:
+        rows.append(f"| {' | '.join(labels)} | " + " | ".join(f"{scores[m]:.3f}" for m in metrics) + " |")
+    note = (
+        f"{report['data']} ([data](benchmarks/results/{path.name}); "
+        "[every way to decode](benchmarks/results/flickr8k.md))."
     )
     return "\n".join([*rows, "", note, ""])
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "lstm": lambda: speed("lstm"),
-    "decode": lambda: speed("decode"),
+    "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
+    "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
+    "decode": lambda: speed("decode", "beam search, LRCN_2f, V=8801, E=H=1000, K=5, 20 steps"),
+    "captions": captions,
 }
 
 
