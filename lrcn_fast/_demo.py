@@ -152,8 +152,8 @@ def _draw(rows: list[Row], paths: list[Path], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    from lrcn_fast._files import atomic_path
     from lrcn_fast.models import load_image
-    from lrcn_fast.models._files import atomic_path
 
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lrcn_fast._captions import Caption, make_captions
+from lrcn_fast._files import one_line, read_json
 from lrcn_fast.data.vocabulary import Vocabulary
-from lrcn_fast.models._files import _one_line, read_arrays, read_json
+from lrcn_fast.models._weights import read_arrays
 
 __all__ = ["Captioner"]
 
@@ -78,7 +79,7 @@ class Captioner:
         except KeyError as error:
             raise ValueError(f"Captioner: {root} must be a whole bundle, got one without {error}") from None
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Captioner: {root} must be a whole bundle, got {_one_line(error)}") from None
+            raise ValueError(f"Captioner: {root} must be a whole bundle, got {one_line(error)}") from None
         if self.decoder.vocab_size != len(self.vocabulary):
             raise ValueError(
                 f"Captioner: {root / 'vocabulary.json'} must have V = {self.decoder.vocab_size} words, "
@@ -169,7 +170,7 @@ def _open_onnx(path: Path, threads: int) -> Any:
     except Exception as error:
         # onnxruntime's exceptions share no base class but Exception.
         raise ValueError(
-            f"Captioner: {path} must be an ONNX model, got a truncated or foreign file ({_one_line(error)})"
+            f"Captioner: {path} must be an ONNX model, got a truncated or foreign file ({one_line(error)})"
         ) from None
     names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
     if names != ["images", "features"]:

@@ -225,7 +225,7 @@ def evaluate(
                 found[item.id] = captions[0].text if captions else ""
         people = people.filter(lambda item: item.id in found)
         if out is not None:
-            from lrcn_fast.models._files import write_json
+            from lrcn_fast._files import write_json
 
             write_json(out, found)
     if found:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrcn_fast.models._files import atomic_path, staged_folder, write_json, write_state_dict
+from lrcn_fast._files import atomic_path, staged_folder, write_json
+from lrcn_fast.models._weights import write_state_dict
 from lrcn_fast.models.preprocess import Preprocessing
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lrcn_fast.data._files import write_atomic
+from lrcn_fast._files import write_atomic
 
 try:
     import torch

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lrcn_fast.data._files import parse_json, read_text
+from lrcn_fast._files import parse_json, read_text
 from lrcn_fast.data.captions import _SUFFIXES, CaptionItem, CaptionSet
 
 FORMATS = ("auto", "coco", "karpathy", "flickr", "records", "mapping", "csv")

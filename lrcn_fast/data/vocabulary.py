@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrcn_fast.data._files import read_json, write_atomic
+from lrcn_fast._files import parse_json, read_text, write_atomic
 
 EOS_WORD = "<eos>"
 UNK_WORD = "<unk>"
@@ -249,7 +249,7 @@ class Vocabulary:
             ValueError: the file is cut short, is not a vocabulary, or is of a newer format.
         """
         path = Path(path)
-        content = read_json(path, "Vocabulary.load")
+        content = parse_json(read_text(path, "Vocabulary.load"), path, "Vocabulary.load")
         if not isinstance(content, dict) or content.get("kind") != _KIND:
             raise ValueError(
                 f'Vocabulary.load: {path} must be a JSON object with "kind": "{_KIND}", got {_short(content)}'

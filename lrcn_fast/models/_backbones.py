@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lrcn_fast.models._files import _one_line
+from lrcn_fast._files import one_line
 from lrcn_fast.models.preprocess import Preprocessing
 
 __all__ = ["build_timm", "build_torchvision"]
@@ -117,7 +117,7 @@ def _download(name: str, pretrained: bool, build: Callable[[], Any]) -> Any:
     except Exception as error:
         # requests, urllib, huggingface_hub and httpx each have their own family of network errors.
         raise ConnectionError(
-            f"create_encoder: the pretrained weights of {name} could not be downloaded ({_one_line(error)}). "
+            f"create_encoder: the pretrained weights of {name} could not be downloaded ({one_line(error)}). "
             "Pass weights=<path> or weights=None."
         ) from None
 

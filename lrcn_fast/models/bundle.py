@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrcn_fast._files import read_json, staged_folder
 from lrcn_fast.data import Vocabulary
-from lrcn_fast.models._files import load_weights, read_json, read_state_dict, staged_folder, write_state_dict
+from lrcn_fast.models._weights import load_weights, read_state_dict, write_state_dict
 
 if TYPE_CHECKING:
     from lrcn_fast.models.captioner import Captioner

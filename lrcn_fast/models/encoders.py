@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcn_fast.models._backbones import build_timm, build_torchvision
-from lrcn_fast.models._files import load_weights, read_state_dict
+from lrcn_fast.models._weights import load_weights, read_state_dict
 from lrcn_fast.models.caffe_nets import CaffeNet, HybridNet, SqueezeNet, Vgg16
 from lrcn_fast.models.efficientnet_lite import EfficientNetLite0, rename_published_weights
 from lrcn_fast.models.preprocess import Preprocessing

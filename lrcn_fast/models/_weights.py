@@ -1,141 +1,28 @@
-"""Safe reading and atomic writing of weights, configurations and other files.
+"""Safe reading and atomic writing of weights.
 
 Reading never unpickles anything but tensors, and turns every way in which a file can be broken into one
-line that names the file and says what was expected. Writing goes to a temporary name in the same folder, is
-flushed to the disk, and is then renamed: a reader sees the old file or the new one, never a part of one.
+line that names the file and says what was expected.
 """
 
-import contextlib
 import json
 import math
 import os
-import shutil
 import struct
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lrcn_fast._files import atomic_path, one_line
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "atomic_path",
-    "load_weights",
-    "read_arrays",
-    "read_json",
-    "read_state_dict",
-    "staged_folder",
-    "write_json",
-    "write_state_dict",
-]
+__all__ = ["load_weights", "read_arrays", "read_state_dict", "write_state_dict"]
 
 PathLike = str | os.PathLike[str]
-
-
-def _one_line(error: BaseException, limit: int = 160) -> str:
-    """First line of an exception's text, shortened; its type where it has no text."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _default_mode() -> int:
-    """Permissions that ``open(path, 'w')`` would give; mkstemp's are 0600."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-@contextlib.contextmanager
-def atomic_path(path: PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an exception.
-
-    Args:
-        path: The file to write or replace. Its folder is created when missing.
-
-    Yields:
-        The path to write to. It is removed, and `path` left as it was, when the block raises.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(_default_mode())
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def staged_folder(folder: PathLike) -> Iterator[Path]:
-    """Yield an empty folder; move its files into `folder` when the block ends without an exception.
-
-    For files that belong together, such as weights and their configuration: all of them are complete on the
-    disk before the first is renamed. Other files of `folder` stay. Subfolders are not supported.
-
-    Args:
-        folder: Where the files go. Created when missing.
-
-    Yields:
-        The folder to write to, inside `folder`. It is removed at the end.
-    """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".staged-", dir=target))
-    try:
-        yield stage
-        files = sorted(stage.iterdir())
-        for file in files:
-            file.chmod(_default_mode())
-            _sync(file)
-        for file in files:
-            os.replace(file, target / file.name)
-        _sync(target)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def read_json(path: PathLike, *, caller: str, what: str) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-        caller: Function named at the start of the error message.
-        what: What the file should have been, for the error message, e.g. "a vocabulary".
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{caller}: {path} must be {what} (JSON), got no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{caller}: {path} must be {what} (JSON), got {_one_line(error)}") from None
-
-
-def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def read_state_dict(path: PathLike, *, caller: str, what: str = "a weights file") -> "dict[str, Tensor]":
@@ -165,7 +52,7 @@ def read_state_dict(path: PathLike, *, caller: str, what: str = "a weights file"
     except FileNotFoundError:
         raise FileNotFoundError(f"{expected}, got no such file") from None
     except OSError as error:
-        raise ValueError(f"{expected}, got {error.strerror or _one_line(error)}") from None
+        raise ValueError(f"{expected}, got {error.strerror or one_line(error)}") from None
     if not head:
         raise ValueError(f"{expected}, got an empty file")
     loaded: Any
@@ -180,7 +67,7 @@ def read_state_dict(path: PathLike, *, caller: str, what: str = "a weights file"
         raise ImportError(f"{caller}: safetensors is missing. pip install safetensors") from None
     except Exception as error:
         # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more for a broken file.
-        raise ValueError(f"{expected}, got a truncated or foreign file ({_one_line(error)})") from None
+        raise ValueError(f"{expected}, got a truncated or foreign file ({one_line(error)})") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
@@ -212,7 +99,7 @@ def read_arrays(path: PathLike, *, caller: str, what: str) -> dict[str, npt.NDAr
     except FileNotFoundError:
         raise FileNotFoundError(f"{expected}, got no such file") from None
     except OSError as error:
-        raise ValueError(f"{expected}, got {error.strerror or _one_line(error)}") from None
+        raise ValueError(f"{expected}, got {error.strerror or one_line(error)}") from None
     arrays = {}
     try:
         (length,) = struct.unpack_from("<Q", data)
@@ -230,7 +117,7 @@ def read_arrays(path: PathLike, *, caller: str, what: str) -> dict[str, npt.NDAr
                 array = (array.astype(np.uint32) << 16).view(np.float32)
             arrays[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{expected}, got a truncated or foreign file ({_one_line(error)})") from None
+        raise ValueError(f"{expected}, got a truncated or foreign file ({one_line(error)})") from None
     return arrays
 
 

@@ -6,15 +6,8 @@ import os
 import pytest
 import torch
 
-from lrcn_fast.models._files import (
-    atomic_path,
-    read_arrays,
-    read_json,
-    read_state_dict,
-    staged_folder,
-    write_json,
-    write_state_dict,
-)
+from lrcn_fast._files import atomic_path, read_json, staged_folder, write_json
+from lrcn_fast.models._weights import read_arrays, read_state_dict, write_state_dict
 
 
 def test_atomic_path_replaces_on_success(tmp_path):
