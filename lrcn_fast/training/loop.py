@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcn_fast.data import CaptionSet, FeatureCache
-from lrcn_fast.evaluation import caption_metrics
-from lrcn_fast.models.captioner import Captioner, Dropout, pad_captions
+from lrcn_fast.models.captioner import Captioner, Dropout
 from lrcn_fast.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from lrcn_fast.training.config import PhaseConfig, TrainConfig
 from lrcn_fast.training.data import (
@@ -37,6 +36,7 @@ from lrcn_fast.training.data import (
 from lrcn_fast.training.optim import WeightAverage, make_optimizer, schedule_factor, select_parameters
 from lrcn_fast.training.photos import PhotoReader, require_photos, view_features
 from lrcn_fast.training.report import Reporter
+from lrcn_fast.training.scoring import score_captions
 
 __all__ = ["Trainer", "train"]
 
@@ -475,52 +475,20 @@ class Trainer:
         self.report.log(entry)
         return self._stopped_early(phase)
 
-    @torch.no_grad()
     def _scores(self, phase: PhaseConfig, items: CaptionSet) -> dict[str, float]:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        share = range(rank, len(items), world)
         features: Tensor | None = None
         if phase.data == "captions":
             features = self._features(items, 1, 1.0, keep=phase.encoder != "train")[:, 0]
-        loss_sum, words = self._validation_loss(items, share, features)
-        candidates = {}
-        if features is not None and len(share):
-            found = self.model.caption(
-                features=features[list(share)], num_beams=phase.num_beams, max_new_tokens=phase.max_new_tokens
-            )
-            candidates = {items[i].id: c[0].text if c else "" for i, c in zip(share, found, strict=True)}
-        parts = [(loss_sum, words, candidates)]
-        if world > 1:
-            from accelerate.utils import gather_object
-
-            parts = gather_object(parts)
-        loss_mean = sum(p[0] for p in parts) / sum(p[1] for p in parts)
-        scores = {"validation_loss": loss_mean, "score": -loss_mean}
-        if features is not None:
-            merged = {k: v for p in parts for k, v in p[2].items()}
-            scores |= {k: float(v) for k, v in caption_metrics(items.references(), merged).items()}
-            scores["score"] = scores["cider_d"]
-        return scores
-
-    def _validation_loss(
-        self, items: CaptionSet, share: range, features: Tensor | None
-    ) -> tuple[float, float]:
-        """Sum of -log p over the words of a share of the photos, and the number of words."""
-        device = self.accelerator.device
-        vocabulary = self.model.vocabulary
-        pairs = [
-            (i, vocabulary.encode_target(c, self.config.data.max_words))
-            for i in share
-            for c in items[i].captions
-        ]
-        total, count = 0.0, 0.0
-        for at in range(0, len(pairs), 256):
-            chunk = pairs[at : at + 256]
-            tokens, lengths = pad_captions([c for _, c in chunk], vocabulary.pad_id)
-            rows = None if features is None else features[[i for i, _ in chunk]]
-            loss = self.model.loss(rows, tokens.to(device), lengths, reduction="sum")
-            total, count = total + float(loss), count + float(lengths.sum())
-        return total, count
+        return score_captions(
+            self.model,
+            items,
+            features,
+            max_words=self.config.data.max_words,
+            num_beams=phase.num_beams,
+            max_new_tokens=phase.max_new_tokens,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
 
     # ---- state --------------------------------------------------------------------------------
 
