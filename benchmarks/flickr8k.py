@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +155,24 @@ def write(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The table: one row per model and way to decode."""
-    rows = ["| model | CNN | decoding | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 3) + "|"]
+def markdown(
+    report: dict[str, Any], metrics: Sequence[str] = METRICS, decodings: Collection[str] | None = None
+) -> str:
+    """The table: one row per model and way to decode (of those named, or all)."""
+    rows = ["| model | CNN | decoding | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 3) + "|"]
 
     def line(model: str, cnn: str, how: str, scores: dict[str, float]) -> str:
-        return f"| {model} | {cnn} | {how} | " + " | ".join(f"{scores[m]:.3f}" for m in METRICS) + " |"
+        return f"| {model} | {cnn} | {how} | " + " | ".join(f"{scores[m]:.3f}" for m in metrics) + " |"
 
     for how, scores in report["baseline"].items():
         rows.append(line("nearest neighbour", "frozen", how, scores))
     for name, run in report["runs"].items():
         variant, _, cnn = name.partition("_")
-        rows += [line(f"LRCN_{variant}" if cnn else name, cnn, how, s) for how, s in run["decoding"].items()]
+        rows += [
+            line(f"LRCN_{variant}" if cnn else name, cnn, how, scores)
+            for how, scores in run["decoding"].items()
+            if decodings is None or how in decodings
+        ]
     return "\n".join(rows) + "\n"
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import flickr8k
 import harness
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,20 +57,14 @@ def _plain(name: str) -> str:
 def captions() -> str:
     """The scores of each model with greedy search and beams, and of the nearest neighbour."""
     path, report = harness.newest("flickr8k")
-    metrics = ("bleu_4", "rouge_l", "cider_d")
-    rows = ["| model | CNN | decoding | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 3) + "|"]
-    table = [("nearest neighbour", "frozen", how, scores) for how, scores in report["baseline"].items()]
-    for name, run in report["runs"].items():
-        variant, _, cnn = name.partition("_")
-        for how in ("greedy", "beam 2", "beam 4", "beam 5", "beam 10"):
-            table.append((f"LRCN_{variant}", cnn, how, run["decoding"][how]))
-    for *labels, scores in table:
-        rows.append(f"| {' | '.join(labels)} | " + " | ".join(f"{scores[m]:.3f}" for m in metrics) + " |")
+    table = flickr8k.markdown(
+        report, ("bleu_4", "rouge_l", "cider_d"), ("greedy", "beam 2", "beam 4", "beam 5", "beam 10")
+    )
     note = (
         f"{report['data']} ([data](benchmarks/results/{path.name}); "
         "[every way to decode](benchmarks/results/flickr8k.md))."
     )
-    return "\n".join([*rows, "", note, ""])
+    return f"{table}\n{note}\n"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -310,6 +310,9 @@ def test_a_run_writes_model_log_and_history(tmp_path, captions):
     assert list((tmp_path / "tensorboard").iterdir())
     model = Captioner.from_pretrained(tmp_path / "model")
     assert model.details["validation"]["cider_d"] == best["cider_d"]
+    # A model that is given away names its data, and nobody's folders.
+    assert model.details["training"]["data"]["captions"] == [Path(config.data.captions[0]).name]
+    assert str(tmp_path.parent) not in (tmp_path / "model" / "config.json").read_text()
     assert isinstance(model.vocabulary, Vocabulary)
     # A finished run is not trained again, and says the same.
     before = weights_hash(tmp_path)
