@@ -2,22 +2,15 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <optional>
 #include <tuple>
 
 #include "../core/lstm.h"
-#include "checks.h"
+#include "lstm_checks.h"
 #include "packed.h"
 #include "pool.h"
 
 namespace lrcn::ops {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
-
-bool is_half(ScalarType type) {
-  return type == ScalarType::BFloat16 || type == ScalarType::Half;
-}
 
 Tensor to_float(const Tensor& t) {
   return torch::stable::to(t, ScalarType::Float);
@@ -32,28 +25,17 @@ const T* data_or_null(const MaybeTensor& t) {
   return t.has_value() ? t->const_data_ptr<T>() : nullptr;
 }
 
-// T, B and the masks, checked. `op` starts the messages; like fixes the device.
-LstmShape make_shape(const char* op, const Tensor& like, int64_t T, int64_t B, int64_t H, int64_t P,
-                     const MaybeTensor& lengths, const MaybeTensor& cont, bool reverse) {
-  LstmShape shape{T, B, H, P};
+// Core's view of checked sizes and masks; checks the values of lengths.
+LstmShape make_shape(const char* op, const LstmSizes& n, const MaybeTensor& lengths, const MaybeTensor& cont,
+                     bool reverse) {
+  LstmShape shape{n.T, n.B, n.H, n.P};
   shape.reverse = reverse;
-  const std::string name = op;
-  if (lengths.has_value()) {
-    check_layout((name + ": lengths").c_str(), *lengths, "[B]", {B}, "xg", like);
-    LRCN_CHECK(lengths->scalar_type() == ScalarType::Long, name, ": lengths must be int64, got ",
-               torch::headeronly::toString(lengths->scalar_type()));
-    shape.lengths = lengths->const_data_ptr<int64_t>();
-    for (int64_t b = 0; b < B; ++b)
-      LRCN_CHECK(shape.lengths[b] >= 0 && shape.lengths[b] <= T, name, ": lengths must be within 0..T = 0..",
-                 T, ", got ", shape.lengths[b], " at row ", b);
-  }
-  if (cont.has_value()) {
-    check_layout((name + ": cont").c_str(), *cont, "[T, B]", {T, B}, "xg", like);
-    const ScalarType type = cont->scalar_type();
-    LRCN_CHECK(type == ScalarType::Bool || type == ScalarType::Byte, name,
-               ": cont must be bool or uint8, got ", torch::headeronly::toString(type));
-    shape.cont = static_cast<const uint8_t*>(cont->const_data_ptr());  // bool is one byte, 0 or 1
-  }
+  shape.lengths = data_or_null<int64_t>(lengths);
+  // bool is one byte, 0 or 1
+  shape.cont = cont.has_value() ? static_cast<const uint8_t*>(cont->const_data_ptr()) : nullptr;
+  for (int64_t b = 0; lengths.has_value() && b < n.B; ++b)
+    LRCN_CHECK(shape.lengths[b] >= 0 && shape.lengths[b] <= n.T, op, ": lengths must be within 0..T = 0..",
+               n.T, ", got ", shape.lengths[b], " at row ", b);
   return shape;
 }
 
@@ -95,36 +77,24 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cpu(const Tensor& xg, const Tensor& w_hh
                                             const Tensor& h0, const Tensor& c0, const MaybeTensor& lengths,
                                             const MaybeTensor& cont, const MaybeTensor& packed, bool reverse,
                                             bool save_gates) {
-  LRCN_CHECK(xg.dim() == 3, "lstm: xg must be [T, B, 4H], got ", shape_of(xg));
-  LRCN_CHECK(c0.dim() == 2, "lstm: c0 must be [B, H], got ", shape_of(c0));
-  const bool projects = w_hr.has_value();
-  LRCN_CHECK(!projects || w_hr->dim() == 2, "lstm: w_hr must be [P, H], got ", shape_of(*w_hr));
-  const int64_t T = xg.size(0), B = xg.size(1), H = c0.size(1), P = projects ? w_hr->size(0) : H;
-  check("lstm: xg", xg, "[T, B, 4H]", {T, B, 4 * H}, "xg", xg);
-  check("lstm: w_hh", w_hh, projects ? "[4H, P]" : "[4H, H]", {4 * H, P}, "xg", xg);
-  if (projects) check("lstm: w_hr", *w_hr, "[P, H]", {P, H}, "xg", xg);
-  check("lstm: h0", h0, projects ? "[B, P]" : "[B, H]", {B, P}, "xg", xg);
-  check("lstm: c0", c0, "[B, H]", {B, H}, "xg", xg);
+  const LstmSizes n = check_lstm(xg, w_hh, w_hr, h0, c0, lengths, cont);
   const ScalarType dtype = xg.scalar_type();
   if (is_half(dtype)) {  // computed in float32
     auto [h, c, gates] = lstm_cpu(to_float(xg), to_float(w_hh), to_float(w_hr), to_float(h0), to_float(c0),
                                   lengths, cont, packed, reverse, save_gates);
     return {torch::stable::to(h, dtype), torch::stable::to(c, dtype), torch::stable::to(gates, dtype)};
   }
-  LRCN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-             "lstm: xg must be float32, float64, bfloat16 or float16, got ",
-             torch::headeronly::toString(dtype));
-  const LstmShape shape = make_shape("lstm", xg, T, B, H, P, lengths, cont, reverse);
+  const LstmShape shape = make_shape("lstm", n, lengths, cont, reverse);
 
-  Tensor h = torch::stable::new_empty(xg, {T, B, P});
-  Tensor c = torch::stable::new_empty(xg, {T, B, H});
+  Tensor h = torch::stable::new_empty(xg, {n.T, n.B, n.P});
+  Tensor c = torch::stable::new_empty(xg, {n.T, n.B, n.H});
   Tensor gates = save_gates ? torch::stable::empty_like(xg) : torch::stable::new_empty(xg, {0});
   if (dtype == ScalarType::Double) {
     LRCN_CHECK(!packed.has_value(), "lstm: packed is for float32, float16 and bfloat16 inputs, got Double");
     lstm_forward_reference(forward_args<double>(shape, xg, w_hh, w_hr, h0, c0, h, c, gates, save_gates));
   } else {
     const Tensor w = packed.has_value() ? *packed : lstm_pack_cpu(w_hh, w_hr, ScalarType::Float);
-    const PackHeader& header = check_packed("lstm: packed", w, kLstmMagic, 4 * H, P, projects);
+    const PackHeader& header = check_packed("lstm: packed", w, kLstmMagic, 4 * n.H, n.P, n.projects);
     lstm_forward(forward_args<float>(shape, xg, w_hh, w_hr, h0, c0, h, c, gates, save_gates), weights_of(w),
                  header.type, torch_pool());
   }
@@ -157,17 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward_cpu(const Tensor& d_h, 
                                                              const Tensor& c0, const Tensor& c,
                                                              const MaybeTensor& lengths,
                                                              const MaybeTensor& cont, bool reverse) {
-  LRCN_CHECK(c.dim() == 3, "lstm_backward: c must be [T, B, H], got ", shape_of(c));
-  const bool projects = w_hr.has_value();
-  LRCN_CHECK(!projects || w_hr->dim() == 2, "lstm_backward: w_hr must be [P, H], got ", shape_of(*w_hr));
-  const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = projects ? w_hr->size(0) : H;
-  check("lstm_backward: d_h", d_h, projects ? "[T, B, P]" : "[T, B, H]", {T, B, P}, "c", c);
-  check("lstm_backward: d_c", d_c, "[T, B, H]", {T, B, H}, "c", c);
-  if (d_gates.has_value()) check("lstm_backward: d_gates", *d_gates, "[T, B, 4H]", {T, B, 4 * H}, "c", c);
-  check("lstm_backward: w_hh", w_hh, projects ? "[4H, P]" : "[4H, H]", {4 * H, P}, "c", c);
-  if (projects) check("lstm_backward: w_hr", *w_hr, "[P, H]", {P, H}, "c", c);
-  check("lstm_backward: gates", gates, "[T, B, 4H]", {T, B, 4 * H}, "c", c);
-  check("lstm_backward: c0", c0, "[B, H]", {B, H}, "c", c);
+  const LstmSizes n = check_lstm_backward(d_h, d_c, d_gates, w_hh, w_hr, gates, c0, c, lengths, cont);
   const ScalarType dtype = c.scalar_type();
   if (is_half(dtype)) {  // computed in float32
     auto [d_xg, d_h0, d_c0, d_p] =
@@ -176,15 +136,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward_cpu(const Tensor& d_h, 
     return {torch::stable::to(d_xg, dtype), torch::stable::to(d_h0, dtype), torch::stable::to(d_c0, dtype),
             torch::stable::to(d_p, dtype)};
   }
-  LRCN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-             "lstm_backward: c must be float32, float64, bfloat16 or float16, got ",
-             torch::headeronly::toString(dtype));
-  const LstmShape shape = make_shape("lstm_backward", c, T, B, H, P, lengths, cont, reverse);
+  const LstmShape shape = make_shape("lstm_backward", n, lengths, cont, reverse);
 
   Tensor d_xg = torch::stable::empty_like(gates);
-  Tensor d_h0 = torch::stable::new_empty(c, {B, P});
+  Tensor d_h0 = torch::stable::new_empty(c, {n.B, n.P});
   Tensor d_c0 = torch::stable::empty_like(c0);
-  Tensor d_p = projects ? torch::stable::empty_like(d_h) : torch::stable::new_empty(c, {0});
+  Tensor d_p = n.projects ? torch::stable::empty_like(d_h) : torch::stable::new_empty(c, {0});
   if (dtype == ScalarType::Double)
     lstm_backward_reference(
         backward_args<double>(shape, d_h, d_c, d_gates, w_hh, w_hr, gates, c0, c, d_xg, d_h0, d_c0, d_p));

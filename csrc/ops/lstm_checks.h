@@ -1,0 +1,86 @@
+// The arguments of the lstm ops, checked alike on every device. The values of lengths are not: reading them
+// would wait for a GPU.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "checks.h"
+
+namespace lrcn::ops {
+
+using MaybeTensor = std::optional<Tensor>;
+
+struct LstmSizes {
+  int64_t T, B, H, P;  // P = H without w_hr
+  bool projects;
+};
+
+inline bool is_half(ScalarType type) {
+  return type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
+
+// The argument that fixes dtype and device.
+inline void check_lstm_like(const char* what, const Tensor& t, const char* layout,
+                            std::initializer_list<int64_t> sizes) {
+  check_layout(what, t, layout, sizes, what, t);
+  const ScalarType type = t.scalar_type();
+  LRCN_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_half(type), what,
+             " must be float32, float64, bfloat16 or float16, got ", torch::headeronly::toString(type));
+}
+
+// The arguments that both ops have.
+inline void check_lstm_common(const std::string& op, const char* like_name, const Tensor& like,
+                              const LstmSizes& n, const Tensor& w_hh, const MaybeTensor& w_hr,
+                              const Tensor& c0, const MaybeTensor& lengths, const MaybeTensor& cont) {
+  const auto name = [&](const char* argument) { return op + ": " + argument; };
+  check(name("w_hh").c_str(), w_hh, n.projects ? "[4H, P]" : "[4H, H]", {4 * n.H, n.P}, like_name, like);
+  if (n.projects) check(name("w_hr").c_str(), *w_hr, "[P, H]", {n.P, n.H}, like_name, like);
+  check(name("c0").c_str(), c0, "[B, H]", {n.B, n.H}, like_name, like);
+  if (lengths.has_value()) {
+    check_layout(name("lengths").c_str(), *lengths, "[B]", {n.B}, like_name, like);
+    LRCN_CHECK(lengths->scalar_type() == ScalarType::Long, name("lengths"), " must be int64, got ",
+               torch::headeronly::toString(lengths->scalar_type()));
+  }
+  if (cont.has_value()) {
+    check_layout(name("cont").c_str(), *cont, "[T, B]", {n.T, n.B}, like_name, like);
+    const ScalarType type = cont->scalar_type();
+    LRCN_CHECK(type == ScalarType::Bool || type == ScalarType::Byte, name("cont"),
+               " must be bool or uint8, got ", torch::headeronly::toString(type));
+  }
+}
+
+inline LstmSizes check_lstm(const Tensor& xg, const Tensor& w_hh, const MaybeTensor& w_hr, const Tensor& h0,
+                            const Tensor& c0, const MaybeTensor& lengths, const MaybeTensor& cont) {
+  LRCN_CHECK(xg.dim() == 3, "lstm: xg must be [T, B, 4H], got ", shape_of(xg));
+  LRCN_CHECK(c0.dim() == 2, "lstm: c0 must be [B, H], got ", shape_of(c0));
+  const bool projects = w_hr.has_value();
+  LRCN_CHECK(!projects || w_hr->dim() == 2, "lstm: w_hr must be [P, H], got ", shape_of(*w_hr));
+  const int64_t H = c0.size(1);
+  const LstmSizes n{xg.size(0), xg.size(1), H, projects ? w_hr->size(0) : H, projects};
+  check_lstm_like("lstm: xg", xg, "[T, B, 4H]", {n.T, n.B, 4 * n.H});
+  check_lstm_common("lstm", "xg", xg, n, w_hh, w_hr, c0, lengths, cont);
+  check("lstm: h0", h0, projects ? "[B, P]" : "[B, H]", {n.B, n.P}, "xg", xg);
+  return n;
+}
+
+inline LstmSizes check_lstm_backward(const Tensor& d_h, const Tensor& d_c, const MaybeTensor& d_gates,
+                                     const Tensor& w_hh, const MaybeTensor& w_hr, const Tensor& gates,
+                                     const Tensor& c0, const Tensor& c, const MaybeTensor& lengths,
+                                     const MaybeTensor& cont) {
+  LRCN_CHECK(c.dim() == 3, "lstm_backward: c must be [T, B, H], got ", shape_of(c));
+  const bool projects = w_hr.has_value();
+  LRCN_CHECK(!projects || w_hr->dim() == 2, "lstm_backward: w_hr must be [P, H], got ", shape_of(*w_hr));
+  const int64_t H = c.size(2);
+  const LstmSizes n{c.size(0), c.size(1), H, projects ? w_hr->size(0) : H, projects};
+  check_lstm_like("lstm_backward: c", c, "[T, B, H]", {n.T, n.B, n.H});
+  check_lstm_common("lstm_backward", "c", c, n, w_hh, w_hr, c0, lengths, cont);
+  check("lstm_backward: d_h", d_h, projects ? "[T, B, P]" : "[T, B, H]", {n.T, n.B, n.P}, "c", c);
+  check("lstm_backward: d_c", d_c, "[T, B, H]", {n.T, n.B, n.H}, "c", c);
+  check("lstm_backward: gates", gates, "[T, B, 4H]", {n.T, n.B, 4 * n.H}, "c", c);
+  if (d_gates.has_value())
+    check("lstm_backward: d_gates", *d_gates, "[T, B, 4H]", {n.T, n.B, 4 * n.H}, "c", c);
+  return n;
+}
+
+}  // namespace lrcn::ops
