@@ -12,10 +12,9 @@ from torch import Tensor
 
 import lrcn_fast._library  # noqa: F401  (registers the operators)
 from lrcn_fast import reference
+from lrcn_fast._packed_sizes import HEADER_BYTES, linear_bytes, lstm_bytes
 
 __all__ = ["linear", "linear_pack", "lstm", "lstm_pack"]
-
-_HEADER_BYTES = 64  # csrc/ops/packed.h
 
 
 def lstm(
@@ -162,26 +161,19 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) ->
 # ---- shapes: what the ops return, for tracing ------------------------------------------------------------
 
 
-def _packed_bytes(panels: int, K: int, dtype: torch.dtype) -> int:
-    """The panel layout of csrc/core/linear.h: ``panels`` of 64 outputs by K inputs."""
-    per_word = 4 // dtype.itemsize
-    scales = 256 if dtype is torch.int8 else 0
-    return panels * (scales + (K + per_word - 1) // per_word * 256)
-
-
 @torch.library.register_fake("lrcn_fast::lstm_pack")
 def _(w_hh: Tensor, w_hr: Tensor | None, dtype: torch.dtype) -> Tensor:
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
-    size = _HEADER_BYTES + _packed_bytes((H + 15) // 16, P, dtype)
+    size = HEADER_BYTES + lstm_bytes(H, 0, P, dtype)
     if w_hr is not None:
-        size += _packed_bytes((P + 63) // 64, H, dtype)
+        size += linear_bytes(P, H, dtype)
     return w_hh.new_empty(size, dtype=torch.uint8)
 
 
 @torch.library.register_fake("lrcn_fast::linear_pack")
 def _(w: Tensor, dtype: torch.dtype) -> Tensor:
     N, K = w.shape
-    return w.new_empty(_HEADER_BYTES + _packed_bytes((N + 63) // 64, K, dtype), dtype=torch.uint8)
+    return w.new_empty(HEADER_BYTES + linear_bytes(N, K, dtype), dtype=torch.uint8)
 
 
 @torch.library.register_fake("lrcn_fast::linear")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import lrcn_fast._library  # noqa: F401  (registers the operators)
+from lrcn_fast._packed_sizes import decoder_bytes
 
 __all__ = ["TABLE_LIMIT", "decode_beam", "decode_pack", "decode_sample"]
 
@@ -253,8 +254,11 @@ def _(
     dtype: torch.dtype,
     table: bool,
 ) -> Tensor:
-    # The size is the packing's business: a size that only the real op knows.
-    return embedding.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
+    V, E = embedding.shape
+    hidden = [w.shape[1] for w in w_hh]
+    F = w_ih[static_layer].shape[1] - [E, *hidden][static_layer] if static_layer >= 0 else 0
+    size = decoder_bytes(V, E, hidden, F, static_layer, image_first, dtype, table)
+    return embedding.new_empty(size, dtype=torch.uint8)
 
 
 def _fake_decoded(like: Tensor, batch: int, n: int, longest: int) -> Decoded:

@@ -275,25 +275,21 @@ def test_other_streams_and_devices():
         assert torch.equal(h.to(DEVICE), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_opcheck(dtype):
     pytest.importorskip("expecttest")  # opcheck needs it
     for save_gates, P, masked in itertools.product((False, True), (None, 3), (False, True)):
         x = inputs(3, 2, 4, P=P, dtype=dtype, requires_grad=save_gates)
         o = options(3, 2, lengths=(3, 1) if masked else None, cont=masked)
-        args = (
-            x["xg"],
-            x["w_hh"],
-            x.get("w_hr"),
-            x["h0"],
-            x["c0"],
-            o["lengths"],
-            o["cont"],
-            None,
-            False,
-            save_gates,
-        )
+        weights, masks = (x["w_hh"], x.get("w_hr")), (o["lengths"], o["cont"])
+        args = (x["xg"], *weights, x["h0"], x["c0"], *masks, None, False, save_gates)
         torch.library.opcheck(torch.ops.lrcn_fast.lstm.default, args)
+        if save_gates:
+            with torch.no_grad():
+                h, c, gates = torch.ops.lrcn_fast.lstm(*args)
+                args = (h, c, None, *weights, gates, x["c0"], c, *masks, False)
+                args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
+            torch.library.opcheck(torch.ops.lrcn_fast.lstm_backward.default, args)
 
 
 @pytest.mark.parametrize(("variant", "P"), [VARIANTS[0].values, VARIANTS[5].values, VARIANTS[8].values])

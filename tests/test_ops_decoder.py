@@ -58,6 +58,13 @@ class Model:
             **options,
         )
 
+    def pack_arguments(self, dtype, table):
+        """The arguments of the op itself."""
+        bias = [w.new_zeros(len(w)) if b is None else b for b, w in zip(self.bias, self.w_hh, strict=True)]
+        weights = (self.embedding, self.w_ih, self.w_hh, bias, self.projection, self.projection_bias)
+        layer = -1 if self.static_layer is None else self.static_layer
+        return (*weights, layer, self.image_first, dtype, table)
+
     def _layers(self, x, state, features):
         out = []
         for layer, H in enumerate(self.hidden):
@@ -423,35 +430,6 @@ def test_packed_weights_are_read_from_the_tensor():
     model.projection.zero_()
     before = run(model, packed, features, 2)
     assert torch.equal(before[0], run(model, packed.clone(), features, 2)[0])
-
-
-@pytest.mark.parametrize("which", ["decode_pack", "decode_beam", "decode_sample"])
-def test_op_registration(which):
-    model = Model(hidden=(5, 6), F=2, static_layer=1)
-    packed, features = model.pack(), model.features(2)
-    common = (packed, features, 2, None, True, BOS, EOS, PAD, 5, 0, 0, 1.0, [3])
-    ops = torch.ops.lrcn_fast
-    if which == "decode_pack":
-        weights = (
-            model.embedding,
-            model.w_ih,
-            model.w_hh,
-            model.bias,
-            model.projection,
-            model.projection_bias,
-        )
-        torch.library.opcheck(
-            ops.decode_pack.default,
-            (*weights, 1, False, torch.float32, True),
-            # The bytes of the packed form include padding, which nobody initialises.
-            test_utils=("test_schema", "test_faketensor"),
-        )
-    elif which == "decode_beam":
-        torch.library.opcheck(ops.decode_beam.default, (*common, 3, 2, 0.5, 1, False))
-    else:
-        uniforms = torch.rand(2, 3, 5, dtype=torch.float64)
-        torch.library.opcheck(ops.decode_sample.default, (*common, uniforms, 0.5, 1.0, 0, 1.0))
-        torch.library.opcheck(ops.decode_sample.default, (*common, None, 0.5, 1.0, 0, 1.0))
 
 
 def test_search_compiles():

@@ -48,15 +48,6 @@ def test_a_row_does_not_depend_on_its_batch_or_on_threads(dtype):
     assert torch.equal(ops.linear(x, packed, None, 300), whole)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_registration(dtype):
-    w = torch.randn(70, 33)
-    torch.library.opcheck(torch.ops.lrcn_fast.linear_pack.default, (w, dtype))
-    packed = ops.linear_pack(w, dtype=dtype)
-    for bias in (None, torch.randn(70)):
-        torch.library.opcheck(torch.ops.lrcn_fast.linear.default, (torch.randn(2, 3, 33), packed, bias, 70))
-
-
 def test_autocast_computes_in_float32():
     x, w = torch.randn(2, 9), torch.randn(5, 9)
     packed = ops.linear_pack(w)

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kMagic = 0x3144434e43524c31;  // changes with the layout below
 constexpr int64_t kMaxLayers = 16;
+constexpr int64_t kLine = 64;        // bytes that every part is aligned to
 constexpr int64_t kTableRows = 256;  // rows of the table per GEMM: 1 MB of embeddings at E = 1000
 
 struct Header {
@@ -17,13 +18,19 @@ struct Header {
   char isa[16];  // a packed weight is for one instruction set
   int64_t vocab, embed, layers, static_layer, static_size, image_first, type, table;
   int64_t hidden[kMaxLayers];
+  char unused[32];
 };
+static_assert(sizeof(Header) % kLine == 0);
 
-// Byte offsets of the parts, each aligned to a cache line.
+// Byte offsets of the parts, each aligned to a cache line. lrcn_fast/_packed_sizes.py knows the sum.
 struct Layout {
   std::vector<int64_t> lstm, bias;
   int64_t words = 0, static_term = 0, image = 0, projection = 0, projection_bias = 0, bytes = 0;
 };
+
+int64_t padded(int64_t bytes) {
+  return (bytes + kLine - 1) / kLine * kLine;
+}
 
 // Layer 0 with a table gets its word's term ready-made.
 int64_t input_of_step(const DecoderShape& s, int64_t layer) {
@@ -34,8 +41,8 @@ Layout layout_of(const DecoderShape& s) {
   Layout layout;
   int64_t end = sizeof(Header);
   const auto place = [&](int64_t bytes) {
-    const int64_t begin = (end + 63) / 64 * 64;
-    end = begin + bytes;
+    const int64_t begin = end;
+    end += padded(bytes);
     return begin;
   };
   const auto floats = [&](int64_t n) { return place(n * static_cast<int64_t>(sizeof(float))); };
@@ -49,7 +56,7 @@ Layout layout_of(const DecoderShape& s) {
   if (s.image_first && s.table) layout.image = place(linear_packed_bytes(4 * s.hidden[0], s.embed, s.type));
   layout.projection = place(linear_packed_bytes(s.vocab, s.hidden.back(), s.type));
   layout.projection_bias = floats(s.vocab);
-  layout.bytes = (end + 63) / 64 * 64;
+  layout.bytes = end;
   return layout;
 }
 
@@ -94,11 +101,17 @@ void decoder_pack(const DecoderShape& s, const DecoderWeights& weights, void* pa
   const Layout layout = layout_of(s);
   char* base = static_cast<char*>(packed);
   const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(base + offset); };
+  // Zeros behind the values too, so that equal weights are equal bytes.
+  const auto pad = [&](int64_t offset, int64_t n) {
+    const int64_t bytes = n * static_cast<int64_t>(sizeof(float));
+    std::memset(base + offset + bytes, 0, padded(bytes) - bytes);
+  };
   const auto copy = [&](int64_t offset, const float* from, int64_t n) {
     if (from == nullptr)
       std::fill_n(floats(offset), n, 0.0f);
     else
       std::copy_n(from, n, floats(offset));
+    pad(offset, n);
   };
 
   Header header{};
@@ -121,7 +134,10 @@ void decoder_pack(const DecoderShape& s, const DecoderWeights& weights, void* pa
                   base + layout.static_term, parallel);
     if (l == 0 && s.image_first && s.table)
       linear_pack(weights.w_ih[0], ld, 1, 4 * H, s.embed, s.type, base + layout.image, parallel);
-    if (l == 0 && s.table) fold_table(s, weights, ld, floats(layout.words), parallel);
+    if (l == 0 && s.table) {
+      fold_table(s, weights, ld, floats(layout.words), parallel);
+      pad(layout.words, s.vocab * 4 * H);
+    }
   }
   if (!s.table) copy(layout.words, weights.embedding, s.vocab * s.embed);
   linear_pack(weights.projection, s.hidden.back(), 1, s.vocab, s.hidden.back(), s.type,

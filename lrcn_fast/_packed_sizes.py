@@ -1,0 +1,55 @@
+"""How large packed weights are, from shapes that may be symbolic: what tracing needs to know.
+
+The layouts belong to csrc; each function names its twin there, and a test compares the two.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["decoder_bytes", "linear_bytes", "lstm_bytes"]
+
+HEADER_BYTES = 64  # PackHeader in csrc/ops/packed.h
+_DECODER_HEADER_BYTES = 256  # Header in csrc/core/decoder.cpp, padded
+
+
+def _panel_bytes(dtype: torch.dtype, *inputs: int) -> int:
+    """``panel_bytes`` of csrc/core/linear.h: 64 outputs by inputs that come in parts."""
+    per_word = 4 // dtype.itemsize
+    words = sum((k + per_word - 1) // per_word for k in inputs)
+    return (256 if dtype is torch.int8 else 0) + 256 * words
+
+
+def linear_bytes(N: int, K: int, dtype: torch.dtype) -> int:
+    """``linear_packed_bytes`` of csrc/core/linear.h."""
+    return (N + 63) // 64 * _panel_bytes(dtype, K)
+
+
+def lstm_bytes(H: int, kx: int, kh: int, dtype: torch.dtype) -> int:
+    """``lstm_packed_bytes`` of csrc/core/lstm.h."""
+    return (H + 15) // 16 * _panel_bytes(dtype, kx, kh)
+
+
+def decoder_bytes(
+    V: int,
+    E: int,
+    hidden: Sequence[int],
+    F: int,
+    static_layer: int,
+    image_first: bool,
+    dtype: torch.dtype,
+    table: bool,
+) -> int:
+    """``decoder_packed_bytes`` of csrc/core/decoder.h."""
+
+    def floats(n: int) -> int:
+        return (n + 15) // 16 * 64  # every part starts on a cache line
+
+    size = _DECODER_HEADER_BYTES + floats(V * (4 * hidden[0] if table else E))
+    for kx, H in zip([0 if table else E, *hidden], hidden, strict=False):
+        size += lstm_bytes(H, kx, H, dtype) + floats(4 * H)
+    if static_layer >= 0:
+        size += linear_bytes(4 * hidden[static_layer], F, dtype)
+    if image_first and table:
+        size += linear_bytes(4 * hidden[0], E, dtype)
+    return size + linear_bytes(V, hidden[-1], dtype) + floats(V)
