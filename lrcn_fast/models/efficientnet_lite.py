@@ -1,20 +1,21 @@
-"""EfficientNet-Lite0: the EfficientNet-B0 stages without squeeze-and-excitation, with ReLU6.
+"""EfficientNet-Lite0, 1 and 2: EfficientNet without squeeze-and-excitation, with ReLU6.
 
-The architecture follows Tan and Le, "EfficientNet" (ICML 2019), table 1, and the Lite variant of
-TensorFlow's model
-garden: expansion 6 inverted residual blocks, stem and head of fixed width, TensorFlow's "same" padding (the
-    odd pixel goes to the right and the bottom), batch norm with eps 1e-3. 4.65 M parameters, 224 x 224.
+The architecture follows Tan and Le, "EfficientNet" (ICML 2019), table 1, and the Lite variant of TensorFlow's
+model garden: expansion 6 inverted residual blocks, stem, head and the repeats of the first and last stage the
+same at every size, TensorFlow's "same" padding (the odd pixel goes to the right and the bottom), batch norm
+with eps 1e-3. 4.65, 5.42 and 6.09 M parameters at 224, 240 and 260 pixels.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EfficientNetLite0", "rename_published_weights"]
+__all__ = ["EfficientNetLite", "rename_published_weights"]
 
-# Expansion, output channels, repeats, stride of the first block, kernel; B0's seven stages.
+# Expansion, output channels, repeats, stride of the first block, kernel; the seven stages of size 0.
 _STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -25,6 +26,8 @@ _STAGES = (
     (6, 320, 1, 1, 3),
 )
 _STEM, _HEAD = 32, 1280
+# Factors on channels and on repeats.
+_SIZES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
 
 
 class _ConvNorm(nn.Module):
@@ -75,22 +78,26 @@ class _Block(nn.Module):
         return x + y if self.skip else y
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0.
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite.
 
     Args:
+        size: 0, 1 or 2.
         features: "pooled" for the 1280 averaged head channels, "logits" for the 1000 ImageNet classes.
     """
 
-    image_size = 224
     default_features = "pooled"
     feature_dims = {"pooled": _HEAD, "logits": 1000}  # noqa: RUF012
 
-    def __init__(self, features: str = "pooled") -> None:
+    def __init__(self, size: int = 0, features: str = "pooled") -> None:
         super().__init__()
+        width, depth = _SIZES[size]
         self.stem = _ConvNorm(3, _STEM, 3, 2)
         blocks, channels = [], _STEM
-        for expansion, outputs, repeats, stride, kernel in _STAGES:
+        for stage, (expansion, outputs, repeats, stride, kernel) in enumerate(_STAGES):
+            if 0 < stage < len(_STAGES) - 1:
+                repeats = math.ceil(depth * repeats)
+            outputs = _multiple_of_8(width * outputs)
             for index in range(repeats):
                 blocks.append(_Block(channels, outputs, kernel, stride if index == 0 else 1, expansion))
                 channels = outputs
@@ -99,9 +106,15 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(_HEAD, 1000) if features == "logits" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, 1280] or [B, 1000] of images [B, 3, 224, 224]."""
+        """Features [B, 1280] or [B, 1000] of images [B, 3, S, S]."""
         y: Tensor = self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))
         return y
+
+
+def _multiple_of_8(channels: float) -> int:
+    """The nearest multiple of 8, or the next where that would lose more than a tenth (MobileNet's rule)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 def rename_published_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

