@@ -1,11 +1,11 @@
-"""Captions as text with their scores, for the torch models and the torch-free runtime alike."""
+"""Captions as text with their scores and how to search for them, with torch and without alike."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Caption", "make_captions"]
+__all__ = ["Caption", "Generation", "make_captions"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,33 @@ class Caption:
     text: str
     score: float
     token_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a captioner searches unless a call says otherwise; stored with the model.
+
+    The best width and length penalty depend on the model, so they are chosen with it, on photos it was not
+    trained on. See ``GenerationConfig`` for what they mean.
+    """
+
+    num_beams: int = 5
+    length_penalty: float = 0.0
+    max_new_tokens: int = 20
+
+    def options(self, num_return_sequences: int = 1, **given: Any) -> dict[str, Any]:
+        """Options of a search: those given (not None), then the model's own.
+
+        A beam is at least ``num_return_sequences`` wide, and ``compat="caffe"``, which has no length penalty,
+        gets none, unless those given say otherwise.
+        """
+        own = asdict(self)
+        if not given.get("do_sample"):
+            own["num_beams"] = max(self.num_beams, num_return_sequences)
+        if given.get("compat") == "caffe":
+            own["length_penalty"] = 0.0
+        given = {name: value for name, value in given.items() if value is not None}
+        return {**own, "num_return_sequences": num_return_sequences, **given}
 
 
 def make_captions(

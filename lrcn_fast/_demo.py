@@ -61,17 +61,16 @@ def demo_photos() -> list[Path]:
 
 
 def run_demo(
-    model: "Captioner", out: Path, *, num_beams: int, max_new_tokens: int, exact: bool, as_json: bool = False
+    model: "Captioner", out: Path, *, exact: bool, as_json: bool = False, **search: Any
 ) -> list[Row]:
     """Caption the photos, print a table (or JSON lines) and write the gallery.
 
     Args:
         model: Prepared, on the CPU.
         out: PNG to write.
-        num_beams: Beam width.
-        max_new_tokens: Longest caption.
         exact: Whether the decoder computes in float32, so that tokens must be identical.
         as_json: JSON lines on stdout instead of the table.
+        **search: Options of ``CaptionDecoder.generate``; the model's own where missing or None.
 
     Raises:
         RuntimeError: float32 decoding and the search in PyTorch found different tokens.
@@ -79,8 +78,7 @@ def run_demo(
     paths = demo_photos()
     unk = model.vocabulary.unk_id
     options: dict[str, Any] = {
-        "num_beams": num_beams,
-        "max_new_tokens": max_new_tokens,
+        **model.generation.options(**search),
         "suppress_tokens": () if unk is None else (unk,),
     }
     rows = []

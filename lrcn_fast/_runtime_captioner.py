@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lrcn_fast._captions import Caption, make_captions
+from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast._files import one_line, read_json
 from lrcn_fast.data.vocabulary import Vocabulary
 from lrcn_fast.models._weights import read_arrays
@@ -54,6 +54,8 @@ class Captioner:
         arrays = read_arrays(weights_path, caller="Captioner", what="the weights of a runtime captioner")
         self.vocabulary = Vocabulary.load(root / "vocabulary.json")
         try:
+            # Bundles of before this key searched as Generation() does.
+            self.generation = Generation(**config.get("generation", {}))
             self.preprocessing = Preprocessing.from_config(config["preprocessing"])
             projection = arrays["projection.weight"]
             layers = [
@@ -113,10 +115,9 @@ class Captioner:
     def caption(
         self,
         images: Any,
-        num_beams: int = 5,
+        num_beams: int | None = None,
         *,
         num_return_sequences: int = 1,
-        max_new_tokens: int = 20,
         suppress_unk: bool = True,
         batch_size: int = 16,
         suppress_tokens: Sequence[int] = (),
@@ -126,13 +127,13 @@ class Captioner:
 
         Args:
             images: A photo or a list of photos: paths, PIL images, or uint8 arrays [H, W, 3].
-            num_beams: Beam width; 1 is greedy.
+            num_beams: Beam width; 1 is greedy. None: the model's own, or ``num_return_sequences`` if more.
             num_return_sequences: Captions per photo.
-            max_new_tokens: Most words, end marker included.
             suppress_unk: Never say the unknown word.
             batch_size: Photos encoded at a time.
             suppress_tokens: Words never said.
-            **options: Of the search, as in ``lrcn_fast.runtime.Decoder.generate``.
+            **options: Of the search, as in ``lrcn_fast.runtime.Decoder.generate``; ``length_penalty`` and
+                ``max_new_tokens`` default to the model's own (``generation``).
 
         Returns:
             For each photo, its captions, best first.
@@ -144,11 +145,8 @@ class Captioner:
             suppress_tokens = (*suppress_tokens, self.vocabulary.unk_id)
         result = self.decoder.generate(
             self.features(images, batch_size=batch_size),
-            num_beams=num_beams,
-            num_return_sequences=num_return_sequences,
-            max_new_tokens=max_new_tokens,
             suppress_tokens=suppress_tokens,
-            **options,
+            **self.generation.options(num_return_sequences, num_beams=num_beams, **options),
         )
         return make_captions(
             self.vocabulary.decode, result.sequences, result.lengths, result.scores, result.token_logprobs

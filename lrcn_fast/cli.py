@@ -54,14 +54,24 @@ class DtypeName(str, enum.Enum):
 
 Model = Annotated[str, typer.Option("--model", help="Folder, packaged model or hub id.")]
 Beams = Annotated[
-    int, typer.Option("--num-beams", "--beam", min=1, max=1024, help="Beam width; 1 is greedy.")
+    int | None,
+    typer.Option(
+        "--num-beams", "--beam", min=1, max=1024, help="Beam width; 1 is greedy. Default: the model's."
+    ),
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option("--length-penalty", help="Above 0 favours long captions. Default: the model's."),
 ]
 NBest = Annotated[
     int,
     typer.Option("--num-return-sequences", "--nbest", min=1, help="Captions per photo."),
 ]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Longest caption, end marker included.")
+    int | None,
+    typer.Option(
+        "--max-new-tokens", min=1, help="Longest caption, end marker included. Default: the model's."
+    ),
 ]
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to run.")]
 Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Weights of the decoder.")]
@@ -85,9 +95,10 @@ def caption(
         ),
     ],
     model: Model = DEFAULT_MODEL,
-    num_beams: Beams = 5,
+    num_beams: Beams = None,
+    length_penalty: LengthPenalty = None,
     num_return_sequences: NBest = 1,
-    max_new_tokens: NewTokens = 20,
+    max_new_tokens: NewTokens = None,
     device: Device = DeviceName.CPU,
     dtype: Dtype = DtypeName.FLOAT32,
     as_json: Json = False,
@@ -95,7 +106,7 @@ def caption(
     """Caption photos."""
     from lrcn_fast._photos import Problems, expand_inputs
 
-    if num_return_sequences > num_beams:
+    if num_beams is not None and num_return_sequences > num_beams:
         raise typer.BadParameter(f"--nbest must be at most --beam = {num_beams}, got {num_return_sequences}")
     problems = Problems("lrcn-fast caption")
     photos = expand_inputs(inputs, sys.stdin.buffer, problems)
@@ -120,6 +131,7 @@ def caption(
                 found = captioner.caption(
                     torch.stack(tensors),
                     num_beams=num_beams,
+                    length_penalty=length_penalty,
                     num_return_sequences=num_return_sequences,
                     max_new_tokens=max_new_tokens,
                 )
@@ -187,8 +199,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the candidates of --model as JSON.")
     ] = None,
-    num_beams: Beams = 5,
-    max_new_tokens: NewTokens = 20,
+    num_beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    max_new_tokens: NewTokens = None,
     device: Device = DeviceName.CPU,
     dtype: Dtype = DtypeName.FLOAT32,
     as_json: Json = False,
@@ -217,7 +230,10 @@ def evaluate(
                     continue
                 try:
                     captions = captioner.caption(
-                        [item.image], num_beams=num_beams, max_new_tokens=max_new_tokens
+                        [item.image],
+                        num_beams=num_beams,
+                        length_penalty=length_penalty,
+                        max_new_tokens=max_new_tokens,
                     )[0]
                 except (ValueError, OSError) as error:
                     problems.add(error)
@@ -241,8 +257,9 @@ def evaluate(
 @app.command()
 def demo(
     model: Model = DEFAULT_MODEL,
-    num_beams: Beams = 5,
-    max_new_tokens: NewTokens = 20,
+    num_beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    max_new_tokens: NewTokens = None,
     dtype: Dtype = DtypeName.FLOAT32,
     out: Annotated[Path, typer.Option("--out", help="Gallery picture to write.")] = Path(
         "lrcn-fast-demo.png"
@@ -255,10 +272,11 @@ def demo(
     run_demo(
         _load(model, DeviceName.CPU, dtype),
         out,
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
         exact=dtype is DtypeName.FLOAT32,
         as_json=as_json,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        max_new_tokens=max_new_tokens,
     )
 
 

@@ -6,9 +6,10 @@ The folder holds four files that need numpy and ONNX Runtime only, see ``lrcn_fa
   of the captioner are part of the graph;
 - ``weights.safetensors``: embedding, LSTM layers and vocabulary projection of the decoder;
 - ``vocabulary.json``;
-- ``config.json``: preprocessing and the layout of the decoder.
+- ``config.json``: preprocessing, the layout of the decoder, and how it searches.
 """
 
+import dataclasses
 import logging
 import os
 import warnings
@@ -157,6 +158,7 @@ def export_captioner(
         "bos_id": decoder.bos_id,
         "eos_id": decoder.eos_id,
         "pad_id": decoder.pad_id,
+        "generation": dataclasses.asdict(captioner.generation),
     }
     with staged_folder(folder) as stage:
         export_encoder(_Condition(captioner), stage / "encoder.onnx", image_size=preprocessing.size)

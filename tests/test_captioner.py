@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from synthetic_photos import photo
 
 from lrcn_fast.data import Vocabulary
-from lrcn_fast.models import Caption, Captioner, create_encoder
+from lrcn_fast.models import Caption, Captioner, Generation, create_encoder
 from lrcn_fast.models.bundle import packaged_models
 from lrcn_fast.models.captioner import pad_captions
 
@@ -175,6 +175,26 @@ def test_captions_are_ordered_and_add_up(model, photos):
             assert 1 <= len(c.token_logprobs) <= 6
 
 
+def test_a_model_searches_its_own_way_unless_told_otherwise(tmp_path, photos):
+    own = {"num_beams": 3, "length_penalty": 1.5, "max_new_tokens": 6}
+    make(generation=Generation(**own)).save_pretrained(tmp_path)
+    model = Captioner.from_pretrained(tmp_path)
+    assert model.generation == Generation(**own)
+    assert model.caption(photos) == make().caption(photos, **own)
+    for change in ({"num_beams": 1}, {"length_penalty": -1.0}, {"max_new_tokens": 2}):
+        assert model.caption(photos, **change) == make().caption(photos, **{**own, **change})
+        assert model.caption(photos, **change) != model.caption(photos)
+    # Five captions take a beam of five; the rules of Caffe know no length penalty; draws take no beam.
+    five = {"num_return_sequences": 5}
+    assert model.caption(photos, **five) == make().caption(photos, **{**own, "num_beams": 5}, **five)
+    caffe = model.caption(photos, compat="caffe")
+    assert caffe == make().caption(photos, 3, max_new_tokens=6, compat="caffe")
+    drawn = model.caption(photos[0], do_sample=True, num_return_sequences=1500, suppress_unk=False)
+    assert len(drawn[0]) == 1500
+    with pytest.raises(ValueError, match="num_return_sequences must be at most num_beams = 2, got 4"):
+        model.caption(photos, 2, num_return_sequences=4)
+
+
 def test_unknown_word_only_on_request():
     model = make()
     with torch.no_grad():
@@ -330,6 +350,14 @@ def test_a_bundle_of_other_sizes(tmp_path, model):
         ValueError, match=r"from_pretrained: .* in .*weights\.safetensors must be \[.*\], got \[.*\]"
     ):
         Captioner.from_pretrained(tmp_path)
+    for generation, message in (
+        ({"num_beams": 0}, r"got: generate: num_beams must be an integer in 1\.\.1024, got 0"),
+        ({"colour": 1}, "got: .*colour"),
+        (5, "got: .*mapping"),
+    ):
+        path.write_text(json.dumps(config | {"generation": generation}))
+        with pytest.raises(ValueError, match=r"config\.json must describe a captioner, " + message):
+            Captioner.from_pretrained(tmp_path)
     config["model"]["colour"] = 1
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json must describe a captioner, got: .*colour"):

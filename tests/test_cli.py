@@ -14,7 +14,7 @@ from synthetic_photos import photo, tiny_config, write_data_set
 pytest.importorskip("typer")
 from lrcn_fast import cli
 from lrcn_fast.data import Vocabulary
-from lrcn_fast.models import Captioner
+from lrcn_fast.models import Captioner, Generation
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,28 @@ def stdin(monkeypatch, content):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
+def test_caption_searches_as_the_model_does(run, photos, tmp_path):
+    torch.manual_seed(0)
+    own = Generation(num_beams=3, length_penalty=2.0, max_new_tokens=6)
+    words = ["a", "red", "blue", "square", "on", "grey", "there", "is"]
+    model = Captioner(
+        "timm/test_resnet", "1u", words, embed_dim=12, hidden_size=16, encoder_weights=None, init_scale=0.5,
+        generation=own,
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path)
+    for more, options in (
+        ([], {}),
+        (["--beam", 2], {"num_beams": 2}),
+        (["--length-penalty", -1], {"length_penalty": -1.0}),
+        (["--nbest", 4], {"num_return_sequences": 4}),
+    ):
+        status, out, err = run("caption", photos[0], "--model", tmp_path, "--json", *more)
+        assert (status, err) == (0, "")
+        (record,) = map(json.loads, out.splitlines())
+        expected = model.caption(photos[0], **options)[0]
+        assert [(c["text"], c["score"]) for c in record["captions"]] == [(c.text, c.score) for c in expected]
+
+
 def test_caption_reads_stdin(run, bundle, photos, monkeypatch):
     expected = run(*caption(bundle, *photos[:2]))
     stdin(monkeypatch, "\n".join(photos[:2]).encode() + b"\n")
@@ -134,7 +156,7 @@ def test_nothing_to_caption(run, bundle, tmp_path):
     ("more", "message"),
     [
         (["--beam", "0"], "--beam"),
-        (["--nbest", "9"], "--nbest must be at most --beam = 5, got 9"),
+        (["--beam", "5", "--nbest", "9"], "--nbest must be at most --beam = 5, got 9"),
         (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
         (["--dtype", "fp4"], "'fp4' is not one of"),
         (["--colour"], "No such option"),

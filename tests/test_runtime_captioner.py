@@ -13,7 +13,7 @@ from synthetic_photos import photo
 
 from lrcn_fast import runtime
 from lrcn_fast.export import export_captioner
-from lrcn_fast.models import Captioner
+from lrcn_fast.models import Captioner, Generation
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -81,6 +81,17 @@ def compare(model, folder, photos, **options):
 )  # fmt: skip
 def test_same_captions_as_torch(bundle, photos, options):
     compare(*bundle, photos, **options)
+
+
+def test_same_defaults_as_torch(bundle, photos, tmp_path):
+    model = make(feature_projection=10, feature_activation="relu")
+    model.generation = Generation(num_beams=3, length_penalty=1.5, max_new_tokens=4)
+    export_captioner(model, tmp_path)
+    compare(model, tmp_path, photos)
+    plain = runtime.Captioner(bundle[1])
+    assert runtime.Captioner(tmp_path).caption(photos) == plain.caption(
+        photos, 3, length_penalty=1.5, max_new_tokens=4
+    )
 
 
 @pytest.mark.slow
@@ -166,6 +177,7 @@ def test_damaged_bundle_is_named_in_one_line(bundle, tmp_path, name, damage):
         ({"layers": 3}, r"got one without 'layers\.2\.weight_ih'"),
         ({"layers": "two"}, "must be a whole bundle, got "),
         ({"static_layer": 0}, "must be a whole bundle, got Decoder: "),
+        ({"generation": {"colour": 1}}, "must be a whole bundle, got .*colour"),
         ({"preprocessing": {}}, r"got Preprocessing\.from_config: "),
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """Training: configurations, batches, optimizers, checkpoints, and whole runs on synthetic photos."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -297,9 +298,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITOR
 
 
 def test_a_run_writes_model_log_and_history(tmp_path, captions):
-    from lrcn_fast.models import Captioner
+    from lrcn_fast.models import Captioner, Generation
 
-    config = parse_config(tiny_config(captions))
+    config = parse_config(tiny_config(captions) | {"generation": {"num_beams": 2, "length_penalty": 0.5}})
     summary = train(config, tmp_path, device="cpu")
     assert [e["step"] for e in summary["history"]] == [3, 6, 4, 8, 10]
     best = max((e for e in summary["history"] if e["phase"] == "caption"), key=lambda e: e["cider_d"])
@@ -314,6 +315,7 @@ def test_a_run_writes_model_log_and_history(tmp_path, captions):
     assert model.details["training"]["data"]["captions"] == [Path(config.data.captions[0]).name]
     assert str(tmp_path.parent) not in (tmp_path / "model" / "config.json").read_text()
     assert isinstance(model.vocabulary, Vocabulary)
+    assert model.generation == Generation(**dataclasses.asdict(config.generation))
     # A finished run is not trained again, and says the same.
     before = weights_hash(tmp_path)
     assert train(config, tmp_path, device="cpu") == summary

@@ -10,6 +10,7 @@ from typing import Any
 _NAMES = {
     "Caption": "lrcn_fast.models.captioner",
     "Captioner": "lrcn_fast.models.captioner",
+    "Generation": "lrcn_fast.models.captioner",
     "Encoder": "lrcn_fast.models.encoders",
     "create_encoder": "lrcn_fast.models.encoders",
     "Preprocessing": "lrcn_fast.models.preprocess",

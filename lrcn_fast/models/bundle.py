@@ -5,6 +5,7 @@ channel), in a tensor named ``<name>.scale``: w ~ scale * q, scale = max |w| / 1
 changes: a loaded model is float32. A CNN whose weights an installed package provides is not stored.
 """
 
+import dataclasses
 import json
 import os
 from importlib import resources
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrcn_fast._captions import Generation
 from lrcn_fast._files import read_json, staged_folder
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.models._weights import load_weights, read_state_dict, write_state_dict
@@ -61,7 +63,14 @@ def save_bundle(
         raise ValueError(f"save_pretrained: dtype must be one of {', '.join(STORAGE)}, got {dtype!r}")
     details = details if details is not None else model.details
     sizes = model.config()
-    config = {"format": FORMAT, "kind": KIND, "weights": dtype, "model": sizes, "details": details}
+    config = {
+        "format": FORMAT,
+        "kind": KIND,
+        "weights": dtype,
+        "model": sizes,
+        "generation": dataclasses.asdict(model.generation),
+        "details": details,
+    }
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name.startswith("encoder.") and sizes["encoder"]["weights"] is not None:
@@ -115,7 +124,9 @@ def load_bundle(
     arguments = dict(sizes)
     try:
         encoder = Encoder.from_config(arguments.pop("encoder", None))
-        model = cls(encoder, vocabulary=vocabulary, **arguments)
+        # Bundles of before this key searched as Generation() does.
+        generation = Generation(**config.get("generation", {}))
+        model = cls(encoder, vocabulary=vocabulary, generation=generation, **arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"from_pretrained: {path} must describe a captioner, got: {error}") from None
     weights = folder / "weights.safetensors"
@@ -201,6 +212,8 @@ def _card(model: "Captioner", dtype: str, details: dict[str, Any]) -> str:
         f"- CNN: {encoder['name']}, {encoder['features']} features; its weights are {where}.",
         f"- Decoder: {parameters / 1e6:.2f} M parameters, embedding {model.embed_dim}, "
         f"hidden {model.hidden_size}, {len(model.vocabulary)} words, stored as {dtype}.",
+        f"- Search unless told otherwise: beam {model.generation.num_beams}, length penalty "
+        f"{model.generation.length_penalty:g}.",
     ]
     scores = details.get("validation")
     if isinstance(scores, dict) and scores:

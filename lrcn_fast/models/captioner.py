@@ -14,7 +14,7 @@ H hidden, F features after normalisation and projection, V vocabulary.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcn_fast import ops
-from lrcn_fast._captions import Caption, make_captions
+from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.decoder import CaptionDecoder
+from lrcn_fast.decoding import GenerationConfig
 from lrcn_fast.models.encoders import create_encoder
 from lrcn_fast.nn import LSTM
 
-__all__ = ["Caption", "Captioner"]
+__all__ = ["Caption", "Captioner", "Generation"]
 
 VARIANTS = {"1u": (1, 0), "2u": (2, 0), "2f": (2, 1)}
 """Variant -> (LSTM layers, the layer that sees the image)."""
@@ -63,13 +64,14 @@ class Captioner(nn.Module):
         feature_activation: "none", "relu" or "tanh", after the projection.
         init_scale: Uniform +-scale and zero biases in the decoder (the paper: 0.08); 0: torch's defaults.
         dropout: Probabilities during training.
+        generation: How ``caption`` searches unless a call says otherwise.
 
     Raises:
-        ValueError: an unknown variant, norm or activation, or a size below 1.
+        ValueError: an unknown variant, norm or activation, a size below 1, or a search that cannot be.
 
     Example:
         >>> model = Captioner.from_pretrained("flickr8k-small")
-        >>> model.caption(["dog.jpg"], num_beams=5)[0][0].text
+        >>> model.caption(["dog.jpg"])[0][0].text
         'a black dog runs through the grass'
     """
 
@@ -93,6 +95,7 @@ class Captioner(nn.Module):
         feature_activation: str = "none",
         init_scale: float = 0.0,
         dropout: Dropout | None = None,
+        generation: Generation | None = None,
     ) -> None:
         super().__init__()
         _choose("variant", variant, tuple(VARIANTS))
@@ -124,6 +127,8 @@ class Captioner(nn.Module):
         self.feature_norm = feature_norm
         self.feature_activation = feature_activation
         self.dropout = dropout or Dropout()
+        self.generation = generation or Generation()
+        GenerationConfig(**asdict(self.generation))  # checks it
         self.details: dict[str, Any] = {}
 
         V, C = len(self.vocabulary), int(self.encoder.feature_dim)
@@ -301,10 +306,9 @@ class Captioner(nn.Module):
     def caption(
         self,
         images: Any = None,
-        num_beams: int = 5,
+        num_beams: int | None = None,
         *,
         num_return_sequences: int = 1,
-        max_new_tokens: int = 20,
         features: Tensor | None = None,
         suppress_unk: bool = True,
         batch_size: int = 16,
@@ -315,13 +319,13 @@ class Captioner(nn.Module):
         Args:
             images: A photo or a list of photos: paths, ``PIL.Image``, arrays [height, width, 3] of uint8; or
                 a preprocessed tensor [B, 3, S, S].
-            num_beams: Beam width; 1 is greedy.
+            num_beams: Beam width; 1 is greedy. None: the model's own, or ``num_return_sequences`` if more.
             num_return_sequences: Captions per photo.
-            max_new_tokens: Most words, end marker included.
             features: CNN features [B, C] instead of images.
             suppress_unk: Never say the unknown word.
             batch_size: Photos encoded at a time. The result does not depend on it.
-            **options: Passed on to ``CaptionDecoder.generate``: ``length_penalty``, ``do_sample``, ...
+            **options: Passed on to ``CaptionDecoder.generate``: ``do_sample``, ...; ``length_penalty`` and
+                ``max_new_tokens`` default to the model's own (``generation``).
 
         Returns:
             For each photo, its captions, best first; fewer than asked where there are no more distinct ones.
@@ -339,11 +343,8 @@ class Captioner(nn.Module):
             suppress = (*suppress, self.vocabulary.unk_id)
         result = self.decoder.generate(
             self.condition(features.to(self.device)),
-            num_beams=num_beams,
-            num_return_sequences=num_return_sequences,
-            max_new_tokens=max_new_tokens,
             suppress_tokens=suppress,
-            **options,
+            **self.generation.options(num_return_sequences, num_beams=num_beams, **options),
         )
         return self.to_captions(result)
 

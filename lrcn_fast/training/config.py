@@ -22,6 +22,7 @@ __all__ = [
     "OptimizerConfig",
     "PhaseConfig",
     "ScheduleConfig",
+    "SearchConfig",
     "TextConfig",
     "TrainConfig",
     "load_config",
@@ -184,12 +185,22 @@ class PhaseConfig:
 
 
 @dataclass(kw_only=True)
+class SearchConfig:
+    """How the trained model searches unless a call says otherwise; see ``GenerationConfig``."""
+
+    num_beams: int = field(default=5, metadata=_least(1))
+    length_penalty: float = 0.0
+    max_new_tokens: int = field(default=20, metadata=_least(1))
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """A whole run."""
 
     model: ModelConfig
     data: DataConfig
     phases: list[PhaseConfig]
+    generation: SearchConfig = field(default_factory=SearchConfig)
     format: int = FORMAT
     seed: int = field(default=1701, metadata=_least(0))
     precision: str = field(default="no", metadata=_choice("no", "bf16", "fp16"))

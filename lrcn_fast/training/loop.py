@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcn_fast.data import CaptionSet, FeatureCache
-from lrcn_fast.models.captioner import Captioner, Dropout
+from lrcn_fast.models.captioner import Captioner, Dropout, Generation
 from lrcn_fast.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from lrcn_fast.training.config import PhaseConfig, TrainConfig
 from lrcn_fast.training.data import (
@@ -217,6 +217,7 @@ class Trainer:
         if m.encoder_resize is not None:
             encoder = model.encoder
             encoder.preprocessing = dataclasses.replace(encoder.preprocessing, resize=m.encoder_resize)
+        model.generation = Generation(**dataclasses.asdict(self.config.generation))
         return model.to(self.accelerator.device)
 
     def _features(self, items: CaptionSet, views: int, crop_area: float, keep: bool = True) -> Tensor:
