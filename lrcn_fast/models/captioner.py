@@ -241,26 +241,30 @@ class Captioner(nn.Module):
         static = None
         if features is not None:
             static = F.dropout(self.condition(features), p.features, training)
+        # Only real words are computed: row n is word words[n] of caption captions[n].
+        captions = torch.repeat_interleave(torch.arange(B), lengths)
+        words = torch.cat([torch.arange(int(n)) for n in lengths.tolist()])
+        rows, captions = (words * B + captions).to(tokens.device), captions.to(tokens.device)
         bos = tokens.new_full((B, 1), self.vocabulary.bos_id)
-        inputs = torch.cat([bos, tokens[:, :-1]], dim=1).t()
-        x = F.dropout(decoder.embedding(inputs), p.embedding, training)  # [L, B, E]
+        inputs = torch.cat([bos, tokens[:, :-1]], dim=1).t().reshape(-1)
+        x = F.dropout(decoder.embedding(inputs[rows]), p.embedding, training)  # [sum(lengths), E]
         last = len(decoder.layers) - 1
         layers: Any = decoder.layers
         for i, layer in enumerate(layers):
             w_ih, bias = layer.weight_ih_l0, layer.bias_ih_l0 + layer.bias_hh_l0
             D = x.shape[-1]
-            if i == decoder.static_layer:
-                gates = F.linear(x, w_ih[:, :D])
-                gates = gates + (bias if static is None else F.linear(static, w_ih[:, D:], bias))
+            if i == decoder.static_layer and static is not None:
+                # A look-up in an embedding adds up its gradient in a fixed order, on GPUs too.
+                gates = F.embedding(captions, F.linear(static, w_ih[:, D:], bias)) + F.linear(x, w_ih[:, :D])
             else:
-                gates = F.linear(x, w_ih, bias)
+                gates = F.linear(x, w_ih[:, :D], bias)
             # Under autocast the GEMMs above return half precision and the recurrence follows them.
             w_hh = layer.weight_hh_l0.to(gates.dtype)
             zeros = gates.new_zeros(B, self.hidden_size)
-            x, _ = ops.lstm(gates, w_hh, zeros, zeros)
+            gates = gates.new_zeros(L * B, 4 * self.hidden_size).index_copy(0, rows, gates)
+            h, _ = ops.lstm(gates.view(L, B, -1), w_hh, zeros, zeros, lengths=lengths.to(tokens.device))
+            x = h.reshape(L * B, self.hidden_size).index_select(0, rows)
             x = F.dropout(x, p.output if i == last else p.lstm, training)
-        rows = torch.cat([torch.arange(int(n)) * B + b for b, n in enumerate(lengths.tolist())])
-        x = x.reshape(L * B, self.hidden_size).index_select(0, rows.to(x.device))
         logits = decoder.projection(x)
         assert isinstance(logits, Tensor)
         return logits
