@@ -12,6 +12,11 @@ try:
 except ImportError:  # the torch-free runtime has tests of its own
     torch = None
 
+import native
+
+if "LRCN_TEST_LIBRARIES" in os.environ:  # set by run.py
+    native.use_libraries(Path(os.environ["LRCN_TEST_LIBRARIES"]))
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -1,11 +1,16 @@
-"""The whole test suite: everything on the best instruction set, then the kernels on every other one."""
+"""The whole test suite: everything on the best instruction set, then the kernels on every other one.
+
+Where the CPU has AVX2 but not AVX-512, "every other one" includes the AVX-512 kernels in AVX2 instructions
+(LRCN_EMULATE_AVX512 in CMakeLists.txt): that proves tiles, blocks and tails, not instructions.
+"""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import native
+
+ROOT = native.ROOT
 # What runs through per-ISA kernels; the rest would only repeat itself.
 KERNEL_TESTS = [
     "tests/test_ops_*.py",
@@ -13,6 +18,8 @@ KERNEL_TESTS = [
     "tests/test_decoder_native.py",
     "tests/test_runtime.py",
 ]
+# More, where it is the only time that a set's kernels run.
+EMULATED_TESTS = ["tests/test_nn_options.py", "tests/test_decoder_hf.py", "tests/test_decoder_model.py"]
 
 
 def supported(isa: str) -> bool:
@@ -21,11 +28,22 @@ def supported(isa: str) -> bool:
     return subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True).returncode == 0
 
 
-def pytest(*arguments: str, isa: str | None = None) -> bool:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"LRCN_FAST_ISA": isa} if isa else {})
-    print(f"== pytest {' '.join(arguments)}  [LRCN_FAST_ISA={isa or 'unset'}]", flush=True)
+def pytest(*arguments: str, **environment: str) -> bool:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    shown = " ".join([*(f"{k}={v}" for k, v in environment.items()), "pytest", *arguments])
+    print(f"== {shown}", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(os.cpu_count() or 1), *arguments]
     return subprocess.run(command, env=env, cwd=ROOT).returncode == 0
+
+
+def emulated_avx512(tests: list[str]) -> bool:
+    print("== building the AVX-512 kernels in AVX2 instructions", flush=True)
+    folder = native.build_emulated()
+    env = os.environ | {"LRCN_FAST_ISA": "avx512"}
+    core = subprocess.run([folder / "core_test"], env=env, capture_output=True, text=True)
+    print(core.stdout.splitlines()[0] if core.returncode == 0 else core.stdout + core.stderr, flush=True)
+    python = pytest(*tests, LRCN_FAST_ISA="avx512", LRCN_TEST_LIBRARIES=str(folder))
+    return core.returncode == 0 and python
 
 
 def main() -> int:
@@ -35,7 +53,9 @@ def main() -> int:
         return 1
     kernel_tests = [str(p.relative_to(ROOT)) for pattern in KERNEL_TESTS for p in sorted(ROOT.glob(pattern))]
     passed = [pytest("--dist", "worksteal", "tests")]
-    passed += [pytest(*kernel_tests, isa=isa) for isa in isas[:-1]]
+    passed += [pytest(*kernel_tests, LRCN_FAST_ISA=isa) for isa in isas[:-1]]
+    if isas[-1] == "avx2":
+        passed.append(emulated_avx512(kernel_tests + EMULATED_TESTS))
     return 0 if all(passed) else 1
 
 

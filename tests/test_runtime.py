@@ -1,5 +1,6 @@
 """The numpy runtime: without torch, and with the same results as with it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ def lstm_step(x, h, c, w_ih, w_hh, bias):
     return np.tanh(c) / (1 + np.exp(-o)), c
 
 
+@pytest.mark.skipif("LRCN_TEST_LIBRARIES" in os.environ, reason="a new process takes the installed libraries")
 def test_runtime_does_not_import_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
@@ -266,7 +268,14 @@ def test_sizes():
     assert (decoder.vocab_size, decoder.feature_dim) == (40, 5)
     assert make(static_layer=None).feature_dim is None
     assert decoder.generate(randn(0, 0, 5)).sequences.shape == (0, 1, 20)
-    assert runtime.isa() in ("generic", "avx2", "avx512")
+
+
+def test_the_instruction_set_is_the_one_asked_for():
+    emulated = " (emulated)" if "LRCN_TEST_LIBRARIES" in os.environ else ""
+    forced = os.environ.get("LRCN_FAST_ISA")
+    assert runtime.isa() in [
+        isa + emulated for isa in ([forced] if forced else ["generic", "avx2", "avx512"])
+    ]
 
 
 @pytest.mark.parametrize(

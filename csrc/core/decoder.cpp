@@ -8,17 +8,17 @@
 namespace lrcn {
 namespace {
 
-constexpr int64_t kMagic = 0x3144434e43524c31;  // changes with the layout below
+constexpr int64_t kMagic = 0x3144434e43524c32;  // changes with the layout below
 constexpr int64_t kMaxLayers = 16;
 constexpr int64_t kLine = 64;        // bytes that every part is aligned to
 constexpr int64_t kTableRows = 256;  // rows of the table per GEMM: 1 MB of embeddings at E = 1000
 
 struct Header {
   int64_t magic, bytes;
-  char isa[16];  // a packed weight is for one instruction set
+  char isa[32];  // a packed weight is for one instruction set
   int64_t vocab, embed, layers, static_layer, static_size, image_first, type, table;
   int64_t hidden[kMaxLayers];
-  char unused[32];
+  char unused[16];
 };
 static_assert(sizeof(Header) % kLine == 0);
 
