@@ -63,15 +63,17 @@ def train_stage(args: argparse.Namespace) -> None:
             print(json.dumps({"run": out.name, "seconds": seconds, "best": summary["best"]}), flush=True)
 
 
-def decodings(generator_seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and options of every way to decode."""
+def decodings(own: Any, max_new_tokens: int, generator_seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and options of every way to decode, the model's own (its ``Generation``) first."""
+    yield f"own: beam {own.num_beams}, length penalty {own.length_penalty:g}", {}
+    plain = {"length_penalty": 0.0, "max_new_tokens": max_new_tokens}
     for beams in BEAMS:
-        yield ("greedy" if beams == 1 else f"beam {beams}"), {"num_beams": beams}
+        yield ("greedy" if beams == 1 else f"beam {beams}"), {"num_beams": beams, **plain}
     for draws, factor in DRAWS:
         options = {"do_sample": True, "num_return_sequences": draws, "temperature": factor, "compat": "caffe"}
         yield (
             f"sample N={draws} T={factor:g}",
-            {**options, "generator": torch.Generator().manual_seed(generator_seed)},
+            {**plain, **options, "generator": torch.Generator().manual_seed(generator_seed)},
         )
 
 
@@ -86,9 +88,9 @@ def evaluate_bundle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     features = model.features([item.image for item in dev])
     scorer = CaptionScorer(dev.references())
     rows = {}
-    for name, options in decodings(args.seed):
+    for name, options in decodings(model.generation, args.max_new_tokens, args.seed):
         start = time.perf_counter()
-        found = model.caption(features=features, max_new_tokens=args.max_new_tokens, **options)
+        found = model.caption(features=features, **options)
         seconds = time.perf_counter() - start
         texts = {item.id: captions[0].text for item, captions in zip(dev, found, strict=True)}
         scores = scorer.score(texts)
@@ -171,7 +173,7 @@ def markdown(
         rows += [
             line(f"LRCN_{variant}" if cnn else name, cnn, how, scores)
             for how, scores in run["decoding"].items()
-            if decodings is None or how in decodings
+            if decodings is None or how.partition(":")[0] in decodings
         ]
     return "\n".join(rows) + "\n"
 

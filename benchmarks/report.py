@@ -58,7 +58,7 @@ def captions() -> str:
     """The scores of each model with greedy search and beams, and of the nearest neighbour."""
     path, report = harness.newest("flickr8k")
     table = flickr8k.markdown(
-        report, ("bleu_4", "rouge_l", "cider_d"), ("greedy", "beam 2", "beam 4", "beam 5", "beam 10")
+        report, ("bleu_4", "rouge_l", "cider_d"), ("own", "greedy", "beam 2", "beam 4", "beam 5", "beam 10")
     )
     note = (
         f"{report['data']} ([data](benchmarks/results/{path.name}); "
