@@ -3,7 +3,7 @@
 Stages, each of which can run alone (and on another machine), all below one working folder:
 
     train     python benchmarks/flickr8k.py --stage train --variant 2f --cnn frozen --out runs
-              Called again it continues; the packaged recipe flickr8k_small_<variant>[_finetuned] is trained.
+              Called again it continues; the packaged recipe flickr8k_small_<variant>[_<cnn>] is trained.
     evaluate  every run found in the folder (or --variant and --cnn), on the dev photos; or one --bundle
     baseline  nearest neighbour: the first caption of the training photo with the most similar features
     table     gathers what the stages wrote into results/flickr8k-<machine>-<date>.json and flickr8k.md
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 VARIANTS = ("1u", "2u", "2f")
-CNNS = ("frozen", "finetuned")
+CNNS = ("frozen", "finetuned", "finetuned_from_shipped")
 BEAMS = (1, 2, 3, 4, 5, 10)
 # (draws, factor on the logits), as the paper's tables name them; T = 1 is the model's own distribution.
 DRAWS = ((1, 2.0), (10, 2.0), (25, 2.0), (100, 1.0), (100, 1.5), (100, 2.0))
@@ -51,7 +51,7 @@ def train_stage(args: argparse.Namespace) -> None:
     os.environ["LRCN_DATA"] = str(args.data)
     for variant in args.variant or VARIANTS:
         for cnn in args.cnn or CNNS:
-            recipe = f"flickr8k_small_{variant}" + ("_finetuned" if cnn == "finetuned" else "")
+            recipe = f"flickr8k_small_{variant}" + ("" if cnn == "frozen" else f"_{cnn}")
             if recipe not in recipe_names():
                 print(f"no recipe {recipe}", file=sys.stderr)
                 continue
@@ -106,6 +106,7 @@ def evaluate_bundle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         eager = reference_decoder.generate(model.decoder, static[i : i + 1], **options)
         same += int(torch.equal(ours.sequences, eager.sequences))
     return {
+        "environment": harness.environment(),
         "parameters": sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder.")),
         "words": len(model.vocabulary),
         "dev_photos": len(dev),
@@ -204,7 +205,7 @@ def main() -> None:
     default = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all, in order")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: all")
-    parser.add_argument("--cnn", action="append", choices=CNNS, help="default: both")
+    parser.add_argument("--cnn", action="append", choices=CNNS, help="default: all")
     parser.add_argument("--out", type=Path, required=True, help="working folder")
     parser.add_argument(
         "--data", type=Path, default=default, help="folder with flickr8k_small and flickr8k_text"
