@@ -240,7 +240,7 @@ void DecoderStates::run_layers(int64_t rows, const int64_t* parents, const int64
       const float* term = has_static ? static_terms_.data() + images[r] * 4 * H : layer.bias;
       init_[r] = term;
       x_[r] = l == 0 ? word_[r] : h_out_[r];
-      h_in_[r] = fresh_ ? zeros_.data() : last.h.data() + parents[r] * H;
+      h_in_[r] = last.h.data() + parents[r] * H;
       c_in_[r] = fresh_ ? zeros_.data() : last.c.data() + parents[r] * H;
       h_next_[r] = next.h.data() + r * H;
       c_next_[r] = next.c.data() + r * H;
@@ -251,7 +251,7 @@ void DecoderStates::run_layers(int64_t rows, const int64_t* parents, const int64
     step.init_a = has_table ? word_.data() : init_.data();
     step.init_b = has_table && has_static ? init_.data() : nullptr;
     step.x = kx == 0 ? nullptr : x_.data(), step.kx = kx;
-    step.h_prev = h_in_.data(), step.kh = H, step.c_prev = c_in_.data();
+    step.h_prev = fresh_ ? nullptr : h_in_.data(), step.kh = H, step.c_prev = c_in_.data();
     step.h = h_next_.data(), step.c = c_next_.data(), step.gates = nullptr;
     lstm_step(step, parallel_);
     for (int64_t r = 0; r < rows; ++r) h_out_[r] = h_next_[r];

@@ -43,8 +43,8 @@ void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, con
     for (int64_t p = begin; p < end; ++p) {
       const int64_t column = p * kPanelColumns;
       const size_t bytes = static_cast<size_t>(std::min(kPanelColumns, w.N - column)) * sizeof(float);
-      for (int64_t r = 0; r < rows; r += kRowsPerPass) {
-        const int64_t n = std::min(kRowsPerPass, rows - r);
+      for (int64_t r = 0, n; r < rows; r += n) {
+        n = rows_of_pass(rows - r);
         linear_panel(w, p, n, x + r, bias, sums);
         for (int64_t i = 0; i < n; ++i) std::memcpy(y[r + i] + column, sums + i * kPanelColumns, bytes);
       }

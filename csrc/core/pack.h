@@ -12,6 +12,12 @@ namespace lrcn {
 // Rows that pass over a panel before the next rows: their sums (12 KB) live on the stack.
 constexpr int64_t kRowsPerPass = 48;
 
+// The rows of the next pass when `left` are left, spread evenly: 50 are 25 + 25, not 48 + 2.
+constexpr int64_t rows_of_pass(int64_t left) {
+  const int64_t passes = (left + kRowsPerPass - 1) / kRowsPerPass;
+  return (left + passes - 1) / passes;
+}
+
 // Panels that are worth a thread: about 64 K multiply-adds, 4 us, the cost of waking it.
 inline int64_t panels_per_task(int64_t K, int64_t rows) {
   return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, K * kPanelColumns * rows));
