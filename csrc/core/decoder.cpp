@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "memory.h"
 #include "simd/table.h"
 
 namespace lrcn {
@@ -80,9 +81,9 @@ void check(const DecoderShape& s) {
 void fold_table(const DecoderShape& s, const DecoderWeights& weights, int64_t ld, float* out,
                 const Parallel& parallel) {
   const int64_t gates = 4 * s.hidden[0];
-  std::vector<char> packed(linear_packed_bytes(gates, s.embed, WeightType::kFloat32));
-  linear_pack(weights.w_ih[0], ld, 1, gates, s.embed, WeightType::kFloat32, packed.data(), parallel);
-  const PackedLinear w{packed.data(), WeightType::kFloat32, gates, s.embed};
+  const PackedBuffer packed = allocate_packed(linear_packed_bytes(gates, s.embed, WeightType::kFloat32));
+  linear_pack(weights.w_ih[0], ld, 1, gates, s.embed, WeightType::kFloat32, packed.get(), parallel);
+  const PackedLinear w{packed.get(), WeightType::kFloat32, gates, s.embed};
   for (int64_t v = 0; v < s.vocab; v += kTableRows)
     linear_forward(w, std::min(kTableRows, s.vocab - v), weights.embedding + v * s.embed, s.embed,
                    weights.bias[0], out + v * gates, gates, parallel);

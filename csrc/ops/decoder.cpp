@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../core/decoder_search.h"
+#include "../core/memory.h"
 #include "checks.h"
 #include "packed.h"
 #include "pool.h"
@@ -64,6 +65,7 @@ Tensor decode_pack_cpu(const Tensor& embedding, const std::vector<Tensor>& w_ih,
   weights.projection_bias = projection_bias.has_value() ? projection_bias->const_data_ptr<float>() : nullptr;
 
   Tensor packed = torch::stable::new_empty(embedding, {bytes}, ScalarType::Byte);
+  prefer_large_pages(packed.mutable_data_ptr<uint8_t>(), bytes);
   decoder_pack(shape, weights, packed.mutable_data_ptr<uint8_t>(), torch_pool());
   return packed;
 }

@@ -2,11 +2,14 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../core/memory.h"
+
 namespace lrcn::ops {
 
 Tensor new_packed(const Tensor& like, const PackHeader& header, int64_t weight_bytes) {
   Tensor packed =
       torch::stable::new_empty(like, {static_cast<int64_t>(sizeof header) + weight_bytes}, ScalarType::Byte);
+  prefer_large_pages(packed.mutable_data_ptr<uint8_t>(), packed.numel());
   std::memcpy(packed.mutable_data_ptr<uint8_t>(), &header, sizeof header);
   return packed;
 }

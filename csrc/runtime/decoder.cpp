@@ -1,10 +1,8 @@
 // A caption decoder over numpy arrays: the same core as the torch ops, so the same captions.
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <optional>
 
 #include "../core/decoder_search.h"
+#include "../core/memory.h"
 #include "arrays.h"
 
 namespace lrcn::runtime {
@@ -50,8 +48,7 @@ class Decoder {
                                                           : nullptr;
     shape.table = shape.table_bytes() <= table_limit;
     const int64_t bytes = decoder_packed_bytes(shape);
-    packed_.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
-    if (packed_ == nullptr) throw std::bad_alloc();
+    packed_ = allocate_packed(bytes);
     decoder_pack(shape, weights, packed_.get());
     decoder_.emplace(packed_.get(), bytes);
   }
@@ -164,10 +161,7 @@ class Decoder {
     return rules;
   }
 
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  std::unique_ptr<char, Free> packed_;
+  PackedBuffer packed_;
   std::optional<PackedDecoder> decoder_;
 };
 

@@ -1,5 +1,6 @@
 // One LSTM layer fed one frame at a time.
 #include "../core/lstm.h"
+#include "../core/memory.h"
 
 #include <algorithm>
 #include <mutex>
@@ -31,8 +32,8 @@ class LstmStream {
     bias_.resize(4 * hidden_);
     if (bias.has_value())
       std::copy_n(elements<float>("LstmStream: bias [4H]", *bias, {4 * hidden_}), 4 * hidden_, bias_.begin());
-    packed_.resize(lstm_packed_bytes(hidden_, input_, hidden_, type_));
-    lstm_pack(ih, input_, input_, hh, hidden_, hidden_, type_, packed_.data());
+    packed_ = allocate_packed(lstm_packed_bytes(hidden_, input_, hidden_, type_));
+    lstm_pack(ih, input_, input_, hh, hidden_, hidden_, type_, packed_.get());
     for (auto& state : h_) state.resize(batch * hidden_);
     for (auto& state : c_) state.resize(batch * hidden_);
   }
@@ -89,7 +90,7 @@ class LstmStream {
       h[b] = h_[next].data() + b * H, c[b] = c_[next].data() + b * H;
     }
     LstmStep step{};
-    step.packed = packed_.data(), step.type = type_, step.hidden = H, step.rows = batch_;
+    step.packed = packed_.get(), step.type = type_, step.hidden = H, step.rows = batch_;
     step.init_a = init.data(), step.x = x.data(), step.kx = input_;
     step.h_prev = h_prev.data(), step.kh = H, step.c_prev = c_prev.data();
     step.h = h.data(), step.c = c.data();
@@ -99,7 +100,7 @@ class LstmStream {
 
   int64_t batch_, hidden_, input_;
   WeightType type_;
-  std::vector<char> packed_;
+  PackedBuffer packed_;
   std::vector<float> bias_, h_[2], c_[2];
   int64_t now_ = 0;  // which half of the double-buffered state is current
   std::mutex mutex_;
