@@ -111,13 +111,76 @@ def test_plan_grid_rows(T, B, H, dtype, monkeypatch):
     compare(T, B, H, {}, None, dtype)
 
 
-def test_plan_grid_refuses(monkeypatch):
-    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "grid")
+FUSED = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", FUSED, ids=lambda d: str(d).split(".")[1])
+@pytest.mark.parametrize("variant", [v.values[0] for v in VARIANTS if v.values[1] is None], ids=str)
+@pytest.mark.parametrize(("T", "B", "H"), [(7, 5, 20), (30, 5, 100)])
+def test_plan_block(T, B, H, variant, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "block")
+    # It has no backward pass.
+    compare(T, B, H, variant, None, dtype, lambda: monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "step"))
+
+
+@pytest.fixture
+def _needs_clusters():
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs clusters")
+
+
+@pytest.mark.usefixtures("_needs_clusters")
+@pytest.mark.parametrize("dtype", FUSED, ids=lambda d: str(d).split(".")[1])
+@pytest.mark.parametrize("variant", [v.values[0] for v in VARIANTS if v.values[1] is None], ids=str)
+@pytest.mark.parametrize(("T", "B", "H"), [(7, 5, 20), (20, 5, 130), (30, 5, 256)])
+def test_plan_cluster(T, B, H, variant, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "cluster")
+    backward = "step" if dtype == torch.float32 else "cluster"
+    compare(T, B, H, variant, None, dtype, lambda: monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", backward))
+
+
+@pytest.mark.usefixtures("_needs_clusters")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(("T", "B", "H"), [(20, 100, 128), (300, 16, 250), (20, 64, 320), (100, 33, 512)])
+def test_plan_cluster_rows(T, B, H, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "cluster")
+    compare(T, B, H, {}, None, dtype)
+
+
+@pytest.mark.parametrize(
+    ("plan", "H", "dtype"),
+    [
+        ("grid", 8, torch.float32),
+        ("grid", 1025, torch.bfloat16),
+        ("block", 129, torch.bfloat16),
+        ("block", 128, torch.float32),
+        ("cluster", 513, torch.bfloat16),
+        ("cluster", 8, torch.float64),
+    ],
+)
+def test_plan_refuses(plan, H, dtype, monkeypatch):
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", plan)
     with pytest.raises(ValueError, match="LRCN_FAST_LSTM_PLAN must be step for this call"):
-        ops.lstm(**inputs(2, 2, 8))
+        ops.lstm(**inputs(2, 2, H, dtype=dtype))
 
 
-def compare(T, B, H, variant, P, dtype):
+def test_tf32_is_torchs_switch(monkeypatch):
+    """Off: as exact as float32 is. On: the products are rounded to 10 bits, here too."""
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "step")
+    x = inputs(20, 16, 512)
+    h64, _ = reference.lstm(**double(x))
+    error = {}
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        h, _ = ops.lstm(**x)
+        error[allowed] = (h.double() - h64).abs().max().item()
+    assert error[False] <= TOLERANCE[torch.float32] * torch.finfo(torch.float32).eps
+    assert error[True] <= 2.0**-8
+    if torch.cuda.get_device_capability()[0] >= 8:
+        assert error[True] > error[False]
+
+
+def compare(T, B, H, variant, P, dtype, before_backward=lambda: None):
     """Forward and backward against the reference in float64."""
     x, o = inputs(T, B, H, P=P, dtype=dtype, requires_grad=True), options(T, B, **variant)
     x64 = double(x)
@@ -125,6 +188,7 @@ def compare(T, B, H, variant, P, dtype):
     h64, c64 = reference.lstm(**x64, **o)
     check(h, h64, "h")
     check(c, c64, "c")
+    before_backward()
     d_h, d_c = torch.randn_like(h64), torch.randn_like(c64)
     d_h, d_c = d_h.to(dtype), d_c.to(dtype)
     grads = torch.autograd.grad((h, c), list(x.values()), (d_h, d_c))

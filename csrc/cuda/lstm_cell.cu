@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) lstm_cell_kernel(LstmRows rows, Lstm
       for (int k = 0; k < 4; ++k) put(gates[k * H], A(0));
     return;
   }
-  const bool first = t == (rows.reverse ? length - 1 : 0);
+  const bool first = is_first(rows, t, length);
   A z[4], c_prev = A(0);
   const T* const xg = static_cast<const T*>(cell.xg) + step_gate;
 #pragma unroll
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     return;
   }
-  const bool first = t == (rows.reverse ? length - 1 : 0);
+  const bool first = is_first(rows, t, length);
   const bool keeps = keeps_state(rows, t, b);
 
   CellGradient<A> x{};

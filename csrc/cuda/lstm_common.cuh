@@ -56,6 +56,14 @@ LRCN_DEVICE bool keeps_state(const LstmRows& rows, int64_t t, int64_t b) {
   return rows.cont == nullptr || rows.cont[t * rows.B + b] != 0;
 }
 
+// The n-th step the forward pass does, and whether it is the first of a row.
+LRCN_DEVICE int64_t step_of(const LstmRows& rows, int64_t n) {
+  return rows.reverse ? rows.T - 1 - n : n;
+}
+LRCN_DEVICE bool is_first(const LstmRows& rows, int64_t t, int64_t length) {
+  return t == (rows.reverse ? length - 1 : 0);
+}
+
 // Does the step the forward pass did after t belong to the row, whose steps are 0 .. length - 1?
 LRCN_DEVICE bool has_later(const LstmRows& rows, int64_t t, int64_t length) {
   return rows.reverse ? t > 0 : t + 1 < length;

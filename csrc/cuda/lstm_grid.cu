@@ -2,14 +2,9 @@
 //
 // A block owns 8 hidden units, so 32 rows of W_hh, and keeps them in registers, K spread over its 8 warps. In
 // a step each warp multiplies its part of K with its part of h_prev, for 8 batch rows at a time on
-// mma.m16n8k16: two tiles with the gates on M and the batch on N,
-//
-//            rows 0-7   rows 8-15
-//   tile 0      i           f         of the block's units
-//   tile 1      g           o
-//
-// and leaves partial sums [32 gate rows x 8 batch rows] in shared memory. Then warp r adds up batch row r of
-// the eight, lane 8 * gate + unit one gate row each, and the gates of a unit meet by shuffles.
+// mma.m16n8k16 (lstm_mma.cuh), and leaves partial sums [32 gate rows x 8 batch rows] in shared memory. Then
+// warp r adds up batch row r of the eight, lane 8 * gate + unit one gate row each, and the gates of a unit
+// meet by shuffles.
 //
 // h travels in pieces: the 8 units of one block and one batch row are 16 bytes, which one thread stores and
 // others load atomically. A piece says itself whether it is there. |h| <= 1, so bit 14 of every f16 and bf16
@@ -20,16 +15,8 @@
 //
 // Step n publishes into exchange[n % 2]. That is safe: who publishes h_n has read every piece of h_{n-1}, and
 // a block publishes h_{n-1} only after all its warps have read h_{n-2}, the buffer's previous content.
-//
-// The operands' k order is free as long as weights and h agree. In it a lane's four b registers of two
-// k-steps are one piece, straight from L2 to the tensor cores:
-//
-//   lane q of 4, k-step s of 2, register r of 2, half e of 2   <->   k = 32 pair + 8 q + 4 s + 2 r + e
-#include <stdexcept>
-#include <string>
-
 #include "launch.h"
-#include "lstm_common.cuh"
+#include "lstm_mma.cuh"
 
 namespace lrcn::cuda {
 namespace {
@@ -47,15 +34,6 @@ struct GridState {
   Partial partial[2][kTiles][kWarps];  // [step % 2]: one barrier a step is then enough
 };
 
-// The two weights of k and k + 1 in one register; zero outside of the matrix.
-template <typename T>
-LRCN_DEVICE uint32_t weight_pair(const T* w_hh, int64_t H, int gate, int unit, int k) {
-  const T* row = w_hh + (gate * H + unit) * H;
-  const float low = unit < H && k < H ? to_float(row[k]) : 0.0f;
-  const float high = unit < H && k + 1 < H ? to_float(row[k + 1]) : 0.0f;
-  return pack<T>(low, high);
-}
-
 // Waits for a piece and returns it clean.
 LRCN_DEVICE Vec16 receive(const Vec16* from, Vec16 piece, uint32_t phase) {
   while ((piece.word[0] & kPhaseBit) != phase) {
@@ -72,7 +50,7 @@ LRCN_DEVICE Vec16 receive(const Vec16* from, Vec16 piece, uint32_t phase) {
 // kPairs pairs of k-steps a warp: H <= 256 kPairs. kTiles tiles of 8 batch rows a group.
 template <typename T, int kPairs, int kTiles>
 __global__ void __launch_bounds__(kThreads, 1)
-    lstm_grid_kernel(LstmRows rows, LstmGrid args, int64_t group_rows) {
+    lstm_grid_kernel(LstmRows rows, LstmSequence args, void* exchange, int64_t group_rows) {
   auto& state = *reinterpret_cast<GridState<kTiles>*>(shared_dynamic());
   const int lane = lane_index(), warp = warp_index(), g = lane / 4, q = lane % 4;
   const int64_t H = rows.H;
@@ -80,18 +58,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t first_row = block_index_y() * group_rows;
   const int count = static_cast<int>(rows.B - first_row < group_rows ? rows.B - first_row : group_rows);
 
-  uint32_t weights[kPairs][2][2][4];  // [pair][k-step][tile]: mma's a
-#pragma unroll
-  for (int p = 0; p < kPairs; ++p)
-#pragma unroll
-    for (int s = 0; s < 2; ++s)
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          weights[p][s][m][i] =
-              weight_pair(static_cast<const T*>(args.w_hh), H, 2 * m + i % 2, first_unit + g,
-                          (warp * kPairs + p) * 32 + 8 * q + 4 * s + 2 * (i / 2));
+  GateWeights<T, kPairs> weights;
+  weights.load(args.w_hh, H, first_unit, warp * kPairs * 32);
 
   // In the second half of a step this lane is one gate of one unit, of row `warp` of each tile.
   const int gate = lane / kUnits, unit = first_unit + lane % kUnits;
@@ -100,9 +68,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   int64_t length[kTiles]{};
   float cell[kTiles], x[kTiles];
   const auto row_of = [&](int tile) { return first_row + tile * kTileRows + warp; };
-  const auto step_of = [&](int64_t n) { return rows.reverse ? rows.T - 1 - n : n; };
   const auto load_x = [&](int64_t n, int tile) {
-    const int64_t t = step_of(n);
+    const int64_t t = step_of(rows, n);
     return has_unit && t < length[tile] ? to_float(xg[((t * rows.B + row_of(tile)) * 4 + gate) * H + unit])
                                         : 0.0f;
   };
@@ -116,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   for (int64_t n = 0; n < rows.T; ++n) {
-    const int64_t t = step_of(n);
+    const int64_t t = step_of(rows, n);
     float x_next[kTiles];  // on its way while we wait
     bool keeps[kTiles];
 #pragma unroll
@@ -128,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (n > 0) {
       const uint32_t phase = (n - 1) / 2 % 2 == 0 ? kPhaseBit : 0;
       const Vec16* const from =
-          static_cast<const Vec16*>(args.exchange) + ((n - 1) % 2 * rows.B + first_row) * pieces;
+          static_cast<const Vec16*>(exchange) + ((n - 1) % 2 * rows.B + first_row) * pieces;
       const auto piece_at = [&](int tile, int p) {
         return from + (tile * kTileRows + g) * pieces + (warp * kPairs + p) * 4 + q;
       };
@@ -149,12 +116,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           Vec16 h = piece[tile][p];
           if (exists(tile, p)) h = receive(piece_at(tile, p), h, phase);
           sync_warp();
-#pragma unroll
-          for (int s = 0; s < 2; ++s) {
-            const uint32_t b[2] = {h.word[2 * s], h.word[2 * s + 1]};
-            mma<T>(sum[0], weights[p][s][0], b);
-            mma<T>(sum[1], weights[p][s][1], b);
-          }
+          weights.multiply(p, h, sum);
         }
         Partial& partial = state.partial[n % 2][tile][warp];
 #pragma unroll
@@ -169,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int tile = 0; tile < kTiles; ++tile) {
       if (tile * kTileRows + warp >= count) break;
       const int64_t row = row_of(tile);
-      const bool active = t < length[tile], first = t == (rows.reverse ? length[tile] - 1 : 0);
+      const bool active = t < length[tile], first = is_first(rows, t, length[tile]);
       float z = x[tile];
       if (keeps[tile] && first && has_unit) z += args.z_first[(row * 4 + gate) * H + unit];
       if (keeps[tile] && !first) {
@@ -197,8 +159,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const uint32_t nan = (piece.word[0] | piece.word[1] | piece.word[2] | piece.word[3]) & kSpareBits;
         piece.word[0] =
             (piece.word[0] & ~kSpareBits) | (nan != 0 ? kNanBit : 0) | (n / 2 % 2 == 0 ? kPhaseBit : 0);
-        store_relaxed(static_cast<Vec16*>(args.exchange) + (n % 2 * rows.B + row) * pieces + block_index(),
-                      piece);
+        store_relaxed(static_cast<Vec16*>(exchange) + (n % 2 * rows.B + row) * pieces + block_index(), piece);
       }
 
       if (has_unit) {
@@ -215,10 +176,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kTiles>
-void start(const LstmRows& rows, const LstmGrid& args, int64_t groups, int64_t group_rows, Stream stream) {
-  const Grid grid{static_cast<unsigned>(lstm_grid_blocks(rows.H)), static_cast<unsigned>(groups), true};
+void start(const LstmRows& rows, const LstmSequence& args, void* exchange, const Grid& grid,
+           int64_t group_rows, Stream stream) {
   const auto go = [&](auto kernel) {
-    launch(kernel, grid, kThreads, 1, sizeof(GridState<kTiles>), stream, rows, args, group_rows);
+    launch(kernel, grid, kThreads, 1, sizeof(GridState<kTiles>), stream, rows, args, exchange, group_rows);
   };
   if (rows.H <= 256) return go(lstm_grid_kernel<T, 1, kTiles>);
 #ifndef LRCN_SIMT  // the emulator would take minutes for these, and to compile them
@@ -230,27 +191,13 @@ void start(const LstmRows& rows, const LstmGrid& args, int64_t groups, int64_t g
 
 }  // namespace
 
-void lstm_grid(const LstmRows& rows, const LstmGrid& args, int64_t groups, Stream stream) {
-  if (rows.T == 0 || rows.B == 0 || rows.H == 0) return;
-  const int64_t group_rows = (rows.B + groups - 1) / groups;
-  if (rows.H > kLstmGridHidden || group_rows > kLstmGridRows)
-    throw std::invalid_argument("lstm_grid: H must be at most " + std::to_string(kLstmGridHidden) +
-                                " and the rows of a group " + std::to_string(kLstmGridRows) + ", got " +
-                                std::to_string(rows.H) + " and " + std::to_string(group_rows));
-  groups = (rows.B + group_rows - 1) / group_rows;  // none is left without rows
-  const auto with_tiles = [&](auto type) {
+void lstm_grid(const LstmRows& rows, const LstmSequence& args, void* exchange, int64_t groups,
+               Stream stream) {
+  with_groups("lstm_grid", rows, groups, [&](auto type, int64_t group_rows, const Grid& grid) {
     using T = decltype(type);
-    if (group_rows <= kTileRows) return start<T, 1>(rows, args, groups, group_rows, stream);
-    start<T, kLstmGridRows / kTileRows>(rows, args, groups, group_rows, stream);
-  };
-  switch (rows.dtype) {
-    case Dtype::kFloat16:
-      return with_tiles(f16{});
-    case Dtype::kBFloat16:
-      return with_tiles(bf16{});
-    default:
-      throw std::invalid_argument("lstm_grid: dtype must be float16 or bfloat16");
-  }
+    if (group_rows <= kTileRows) return start<T, 1>(rows, args, exchange, grid, group_rows, stream);
+    start<T, kLstmGridRows / kTileRows>(rows, args, exchange, grid, group_rows, stream);
+  });
 }
 
 }  // namespace lrcn::cuda

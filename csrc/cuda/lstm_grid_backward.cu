@@ -1,7 +1,7 @@
 // Persistent LSTM backward over the whole grid: one launch runs all T steps, last to first.
 //
 //   d_h[t] = (gradient of the output h[t]) + d_z[later] W_hh        then one cell per (row, unit):
-//   CellGradient
+//   BackwardCell
 //
 // A block owns 8 hidden units: it computes d_z of their 4 gates, and holds the 8 columns of W_hh in registers
 // with which everybody's d_z becomes d_h of its units. K = 4H is spread over 8 warps, 16 batch rows at a time
@@ -17,11 +17,8 @@
 //
 //   pair = (producers 2P and 2P + 1, gates 2y and 2y + 1)     lane q: producer 2P + q % 2, gate 2y + q / 2
 //   k-step s of 2, register r of 2, half e of 2   <->   unit 8 producer + 4 s + 2 r + e
-#include <stdexcept>
-#include <string>
-
 #include "launch.h"
-#include "lstm_common.cuh"
+#include "lstm_mma.cuh"
 
 namespace lrcn::cuda {
 namespace {
@@ -36,14 +33,15 @@ struct BackwardState {
 // kProducers producers a warp, an even number: H <= 64 kProducers. kTiles tiles of 16 batch rows a group.
 template <typename T, int kProducers, int kTiles>
 __global__ void __launch_bounds__(kThreads, 1)
-    lstm_grid_backward_kernel(LstmRows rows, LstmGridBackward args, int64_t group_rows) {
+    lstm_grid_backward_kernel(LstmRows rows, LstmSequenceBackward args, uint32_t* all_done,
+                              int64_t group_rows) {
   auto& state = shared<BackwardState<kTiles>>();
   const int lane = lane_index(), warp = warp_index(), g = lane / 4, q = lane % 4;
   const int64_t H = rows.H;
   const int first_unit = block_index() * kUnits, blocks = grid_blocks(), first_producer = warp * kProducers;
   const int64_t first_row = block_index_y() * group_rows;
   const int count = static_cast<int>(rows.B - first_row < group_rows ? rows.B - first_row : group_rows);
-  uint32_t* const done = args.done + block_index_y() * blocks;
+  uint32_t* const done = all_done + block_index_y() * blocks;
 
   uint32_t weights[kProducers][2][2];  // [pair][k-step]: mma's b
 #pragma unroll
@@ -57,35 +55,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
   // In the second half of a step this thread is one unit of one row.
-  const int my_row = thread_index() / kUnits, unit = first_unit + thread_index() % kUnits;
-  const bool mine = my_row < count;
-  const int64_t row = first_row + my_row, at = row * H + unit;
-  const int64_t length = mine ? length_of(rows, row) : 0;
-  float carry = 0.0f;
+  const int my_row = thread_index() / kUnits, my_unit = thread_index() % kUnits;
+  BackwardCell<T> cell(rows, first_row + my_row, first_unit + my_unit, my_row < count);
 
   for (int64_t n = 0; n < rows.T; ++n) {
-    const int64_t t = rows.reverse ? n : rows.T - 1 - n;
-    const int64_t step_at = t * rows.B * H + at, step_gate = (t * rows.B + row) * 4 * H + unit;
-    const bool active = t < length, first = t == (rows.reverse ? length - 1 : 0);
-    const bool keeps = active && keeps_state(rows, t, row), has_next = active && has_later(rows, t, length);
-    const bool next_keeps = has_next && keeps_state(rows, later(rows, t), row);
-
-    CellGradient<float> x{};  // everything but what we wait for
-    if (active) {
-      const T* const c = static_cast<const T*>(args.c);
-      x.d_h = to_float(static_cast<const T*>(args.d_h)[step_at]);
-      x.d_c = to_float(static_cast<const T*>(args.d_c)[step_at]);
-      x.tanh_c = std::tanh(to_float(c[step_at]));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        x.gates[k] = to_float(static_cast<const T*>(args.gates)[step_gate + k * H]);
-        if (args.d_gates != nullptr)
-          x.d_gates[k] = to_float(static_cast<const T*>(args.d_gates)[step_gate + k * H]);
-      }
-      if (keeps)
-        x.c_prev = to_float(first ? static_cast<const T*>(args.c0)[at]
-                                  : c[step_at + (rows.reverse ? 1 : -1) * rows.B * H]);
-    }
+    const int64_t t = step_of(rows, rows.T - 1 - n);
+    cell.load(rows, args, t);
 
     if (n > 0) {
       if (lane < kProducers && first_producer + lane < blocks)
@@ -119,40 +94,24 @@ __global__ void __launch_bounds__(kThreads, 1)
       sync_block();  // all sums are there
     }
 
-    if (mine) {
-      float d_z[4] = {};
-      if (active) {
-        if (next_keeps) {
-          float recurrent = 0.0f;
+    float recurrent = 0.0f, d_z[4];
+    if (cell.next_keeps)
 #pragma unroll
-          for (int w = 0; w < kWarps; ++w)
-            recurrent += state.partial[my_row / kTileRows][w][my_row % kTileRows][thread_index() % kUnits];
-          x.d_h += recurrent;
-        }
-        if (has_next) x.d_c += carry;
-        x.d_z(d_z);
-        carry = keeps ? x.d_c * x.gates[1] : 0.0f;
-      }
-#pragma unroll
-      for (int k = 0; k < 4; ++k) put(static_cast<T*>(args.d_xg)[step_gate + k * H], d_z[k]);
-      if (first || (length == 0 && t == 0)) {
-        put(static_cast<T*>(args.d_c0)[at], carry);
-        if (args.d_first != nullptr)
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-            put(static_cast<T*>(args.d_first)[(row * 4 + k) * H + unit], keeps ? d_z[k] : 0.0f);
-      }
-    }
+      for (int w = 0; w < kWarps; ++w)
+        recurrent += state.partial[my_row / kTileRows][w][my_row % kTileRows][my_unit];
+    cell.finish(recurrent, d_z);
+    cell.write(rows, args, t, d_z);
     sync_block();  // the block's d_z is written, and the sums are read
     if (thread_index() == 0) store_release(done + block_index(), static_cast<uint32_t>(n + 1));
   }
 }
 
 template <typename T, int kTiles>
-void start(const LstmRows& rows, const LstmGridBackward& args, int64_t groups, int64_t group_rows,
-           Stream stream) {
-  const Grid grid{static_cast<unsigned>(lstm_grid_blocks(rows.H)), static_cast<unsigned>(groups), true};
-  const auto go = [&](auto kernel) { launch(kernel, grid, kThreads, 1, 0, stream, rows, args, group_rows); };
+void start(const LstmRows& rows, const LstmSequenceBackward& args, uint32_t* done, const Grid& grid,
+           int64_t group_rows, Stream stream) {
+  const auto go = [&](auto kernel) {
+    launch(kernel, grid, kThreads, 1, 0, stream, rows, args, done, group_rows);
+  };
   if (rows.H <= 256) return go(lstm_grid_backward_kernel<T, 4, kTiles>);
 #ifndef LRCN_SIMT  // the emulator would take minutes for these, and to compile them
   if (rows.H <= 512) return go(lstm_grid_backward_kernel<T, 8, kTiles>);
@@ -163,28 +122,16 @@ void start(const LstmRows& rows, const LstmGridBackward& args, int64_t groups, i
 
 }  // namespace
 
-void lstm_grid_backward(const LstmRows& rows, const LstmGridBackward& args, int64_t groups, Stream stream) {
-  if (rows.T == 0 || rows.B == 0 || rows.H == 0) return;
-  const int64_t group_rows = (rows.B + groups - 1) / groups;
-  if (rows.H > kLstmGridHidden || rows.H % kUnits != 0 || group_rows > kLstmGridRows)
-    throw std::invalid_argument("lstm_grid_backward: H must be a multiple of 8 and at most " +
-                                std::to_string(kLstmGridHidden) + ", the rows of a group at most " +
-                                std::to_string(kLstmGridRows) + ", got " + std::to_string(rows.H) + " and " +
-                                std::to_string(group_rows));
-  groups = (rows.B + group_rows - 1) / group_rows;  // none is left without rows
-  const auto with_tiles = [&](auto type) {
+void lstm_grid_backward(const LstmRows& rows, const LstmSequenceBackward& args, uint32_t* done,
+                        int64_t groups, Stream stream) {
+  if (rows.H % kUnits != 0)
+    throw std::invalid_argument("lstm_grid_backward: H must be a multiple of 8, got " +
+                                std::to_string(rows.H));
+  with_groups("lstm_grid_backward", rows, groups, [&](auto type, int64_t group_rows, const Grid& grid) {
     using T = decltype(type);
-    if (group_rows <= kTileRows) return start<T, 1>(rows, args, groups, group_rows, stream);
-    start<T, kLstmGridRows / kTileRows>(rows, args, groups, group_rows, stream);
-  };
-  switch (rows.dtype) {
-    case Dtype::kFloat16:
-      return with_tiles(f16{});
-    case Dtype::kBFloat16:
-      return with_tiles(bf16{});
-    default:
-      throw std::invalid_argument("lstm_grid_backward: dtype must be float16 or bfloat16");
-  }
+    if (group_rows <= kTileRows) return start<T, 1>(rows, args, done, grid, group_rows, stream);
+    start<T, kLstmGridRows / kTileRows>(rows, args, done, grid, group_rows, stream);
+  });
 }
 
 }  // namespace lrcn::cuda

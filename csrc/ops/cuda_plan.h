@@ -3,23 +3,29 @@
 
 #include <cstdint>
 
+#include "../cuda/lstm.h"
+
 namespace lrcn::ops {
 
 struct LstmPlan {
-  // step   one matrix product and one pointwise kernel per step; takes everything
-  // grid   one persistent kernel for all steps: half precision, no projection, H and B limited
-  enum Kind { kStep, kGrid } kind = kStep;
+  // step     one matrix product and one pointwise kernel per step; takes everything
+  // cluster  one kernel for all steps, a cluster of blocks for each 8 rows; a cluster of one is the plan
+  // "block" grid     one kernel for all steps, all blocks together
+  enum Kind { kStep, kCluster, kGrid } kind = kStep;
+  int64_t blocks = 0;  // of a cluster
   int64_t groups = 0;  // of blocks, for grid
 };
 
 struct LstmProblem {
   int64_t T, B, H;
-  bool half, projects, backward;
+  cuda::Dtype dtype;
+  bool projects, backward;
   int device;
 };
 
-// The fastest plan that takes the problem, or the one LRCN_FAST_LSTM_PLAN names: that is for tests and
-// measurements, and an error where it cannot be followed. Reads nothing that is not cached by the driver.
+// grid where it can run and step elsewhere, or the plan LRCN_FAST_LSTM_PLAN names: block and cluster wait for
+// a measurement that says where they are faster. Naming one is for tests and measurements, and an error where
+// it cannot be followed. Reads nothing that is not cached by the driver.
 LstmPlan choose_plan(const LstmProblem& problem);
 
 }  // namespace lrcn::ops

@@ -55,7 +55,7 @@ SIMT_API const char* lstm_grid(int64_t T, int64_t B, int64_t H, const int64_t* l
                                const void* c0, const float* z_first, void* h, void* c, void* gates,
                                void* exchange, int64_t groups) {
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
-  return guarded([&] { lstm_grid(rows, {xg, w_hh, c0, z_first, h, c, gates, exchange}, groups, nullptr); });
+  return guarded([&] { lstm_grid(rows, {xg, w_hh, c0, z_first, h, c, gates}, exchange, groups, nullptr); });
 }
 SIMT_API const char* lstm_grid_backward(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
                                         const uint8_t* cont, int64_t reverse, int64_t dtype, const void* d_h,
@@ -63,8 +63,29 @@ SIMT_API const char* lstm_grid_backward(int64_t T, int64_t B, int64_t H, const i
                                         const void* gates, const void* c, const void* c0, void* d_xg,
                                         void* d_first, void* d_c0, uint32_t* done, int64_t groups) {
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
-  const LstmGridBackward grid{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0, done};
-  return guarded([&] { lstm_grid_backward(rows, grid, groups, nullptr); });
+  const LstmSequenceBackward sequence{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0};
+  return guarded([&] { lstm_grid_backward(rows, sequence, done, groups, nullptr); });
+}
+SIMT_API const char* lstm_cluster(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
+                                  const uint8_t* cont, int64_t reverse, int64_t dtype, const void* xg,
+                                  const void* w_hh, const void* c0, const float* z_first, void* h, void* c,
+                                  void* gates, int64_t blocks) {
+  const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
+  return guarded([&] { lstm_cluster(rows, {xg, w_hh, c0, z_first, h, c, gates}, blocks, nullptr); });
+}
+SIMT_API const char* lstm_cluster_backward(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
+                                           const uint8_t* cont, int64_t reverse, int64_t dtype,
+                                           const void* d_h, const void* d_c, const void* d_gates,
+                                           const void* w_hh, const void* gates, const void* c, const void* c0,
+                                           void* d_xg, void* d_first, void* d_c0, int64_t blocks) {
+  const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
+  const LstmSequenceBackward sequence{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0};
+  return guarded([&] { lstm_cluster_backward(rows, sequence, blocks, nullptr); });
+}
+// What the plans may ask for, without a GPU.
+SIMT_API int64_t lstm_cluster_room(int64_t dtype, int64_t H, int64_t blocks, int64_t backward) {
+  return (backward != 0 ? lstm_cluster_backward_bytes : lstm_cluster_bytes)(static_cast<Dtype>(dtype), H,
+                                                                            blocks);
 }
 SIMT_API const char* selftest(int64_t which, const float* in, float* out, void* scratch, int64_t n) {
   return guarded([&] { lrcn::cuda::selftest(int(which), in, out, scratch, int(n), nullptr); });

@@ -23,7 +23,9 @@ def widen(bits):
 
 def stored(x, dtype):
     """x as an array of a storage type; bfloat16 as bits."""
-    return bf16(x) if dtype == "bfloat16" else np.ascontiguousarray(x, dtype)
+    out = aligned(np.shape(x), np.uint16 if dtype == "bfloat16" else dtype)
+    out[...] = bf16(x) if dtype == "bfloat16" else x
+    return out
 
 
 def value(x, dtype):
@@ -43,10 +45,10 @@ def blank(shape, dtype):
 
 
 def aligned(shape, dtype):
-    """Zeros that start on 16 bytes, as cudaMalloc would give."""
-    bytes_ = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(bytes_ + 16, np.uint8)
-    offset = -raw.ctypes.data % 16
+    """Zeros that start on 16 bytes, as cudaMalloc would give, and some way from any other array."""
+    bytes_, margin = int(np.prod(shape)) * np.dtype(dtype).itemsize, 256
+    raw = np.zeros(bytes_ + 2 * margin, np.uint8)
+    offset = margin - raw.ctypes.data % 16
     return raw[offset : offset + bytes_].view(dtype).reshape(shape)
 
 
@@ -57,19 +59,21 @@ class Lstm:
     T: int
     B: int
     H: int
-    P: int = 0  # a projection, if not 0
     dtype: str = "float32"
+    P: int = 0  # a projection, if not 0
     lengths: tuple | None = None
     cont: bool = False
     reverse: bool = False
     gates: bool = True  # they are saved, and the backward pass is run
     d_gates: bool = True  # they have a gradient of their own
-    groups: int = 0  # of blocks, for the plan "grid"; 0: the plan "step"
+    groups: int = 0  # of blocks, for the plan "grid"
+    blocks: int = 0  # of a cluster, for the plans "block" (1) and "cluster"; 0 in both: the plan "step"
 
     def __str__(self):
         flags = [f"P{self.P}"] * bool(self.P) + ["lengths"] * bool(self.lengths) + ["cont"] * self.cont
         flags += (
             [f"grid{self.groups}"] * bool(self.groups)
+            + [f"cluster{self.blocks}"] * bool(self.blocks)
             + ["reverse"] * self.reverse
             + ["forward"] * (not self.gates)
         )
@@ -167,11 +171,13 @@ def run_lstm(library, case, x, **schedule):
     z_first = product(x["h0"], x["w_hh"].T)
     late = case.reverse and case.lengths is not None
     z = np.full_like(z_first, np.nan) if late else z_first
+    given = {"xg": x["xg"], "w_hh": x["w_hh"], "c0": x["c0"], "z_first": z_first}
     if case.groups:
         exchange = aligned((2, B, (H + 7) // 8, 8), np.uint16)
-        states = {"h": out["h"], "c": out["c"], "gates": out["gates"], "exchange": exchange}
-        given = {"xg": x["xg"], "w_hh": x["w_hh"], "c0": x["c0"], "z_first": z_first}
-        library.call("lstm_grid", **rows, **given, **states, groups=case.groups, **schedule)
+        library.call("lstm_grid", **rows, **given, **out, exchange=exchange, groups=case.groups, **schedule)
+        return out
+    if case.blocks:
+        library.call("lstm_cluster", **rows, **given, **out, blocks=case.blocks, **schedule)
         return out
     c_state = np.full((B, H), np.nan, wide)
     unprojected = blank((B, H), dtype)
@@ -200,13 +206,17 @@ def run_lstm_backward(library, case, x, forward, **schedule):
     if case.P:
         out["d_p"] = blank((T, B, P), dtype)
     order = range(T) if case.reverse else range(T - 1, -1, -1)
-    if case.groups:
+    clusters = case.blocks > 1 and dtype in ("float16", "bfloat16")
+    if case.groups or clusters:
         arrays = dict(d_h=x["d_h"], d_c=x["d_c"], d_gates=x["d_gates"], w_hh=x["w_hh"])
         arrays |= dict(gates=forward["gates"], c=forward["c"], c0=x["c0"])
         arrays |= dict(d_xg=d_xg, d_first=d_first, d_c0=out["d_c0"])
-        done = np.zeros((case.groups, H // 8), np.uint32)
-        library.call("lstm_grid_backward", **rows, **arrays, done=done, groups=case.groups, **schedule)
-    for t in order if not case.groups else ():
+        if clusters:
+            library.call("lstm_cluster_backward", **rows, **arrays, blocks=case.blocks, **schedule)
+        else:
+            done = np.zeros((case.groups, H // 8), np.uint32)
+            library.call("lstm_grid_backward", **rows, **arrays, done=done, groups=case.groups, **schedule)
+    for t in order if not (case.groups or clusters) else ():
         if case.P:
             arrays = dict(d_h=x["d_h"], recurrent=recurrent, d_p=out["d_p"])
             library.call("lstm_projection_backward", **rows, **arrays, P=P, t=t, **schedule)

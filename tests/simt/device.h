@@ -19,13 +19,25 @@
 
 namespace lrcn::cuda {
 
-struct bf16 {
+// 16 bits. Copies are written out, because GCC's sanitizer reports no load of an aggregate that is passed on
+// as an argument.
+struct Bits16 {
   uint16_t bits;
+  Bits16() = default;
+  SIMT_INLINE explicit Bits16(uint16_t b) : bits(b) {}
+  SIMT_INLINE Bits16(const Bits16& other) : bits(other.bits) {}
+  SIMT_INLINE Bits16& operator=(const Bits16& other) {
+    bits = other.bits;
+    return *this;
+  }
+};
+struct bf16 : Bits16 {
+  using Bits16::Bits16;
 };
 float to_float(bf16 x);
 bf16 to_bf16(float x);
-struct f16 {
-  uint16_t bits;
+struct f16 : Bits16 {
+  using Bits16::Bits16;
 };
 float to_float(f16 x);
 f16 to_f16(float x);

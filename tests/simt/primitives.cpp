@@ -40,8 +40,8 @@ float to_float(bf16 x) {
 bf16 to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  if (x != x) return {0x7fff};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  if (x != x) return bf16{uint16_t{0x7fff}};
+  return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
 float to_float(f16 x) {
@@ -53,7 +53,7 @@ float to_float(f16 x) {
 f16 to_f16(float x) {
   const auto half = static_cast<_Float16>(x);
   f16 result;
-  std::memcpy(&result, &half, sizeof half);
+  std::memcpy(&result.bits, &half, sizeof half);
   return result;
 }
 

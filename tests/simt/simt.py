@@ -126,6 +126,12 @@ class Library:
         if message is not None:
             raise SimtError(message.decode())
 
+    def value(self, name, *numbers):
+        """What a function of numbers returns, both int64."""
+        function = getattr(self._dll, name)
+        function.restype = ctypes.c_int64
+        return function(*map(ctypes.c_int64, numbers))
+
     def close(self):
         """Unload it: its fibers' stacks are thousands of mappings, which a process has only so many of."""
         _ctypes.dlclose(self._dll._handle)

@@ -45,7 +45,23 @@ GRID = [
     Lstm(3, 2, 40, **HALF),  # more than one warp's part of K
     Lstm(4, 3, 13, **HALF, gates=False),  # the last block is not full
 ]
-ALL = CASES + EDGES + TYPES + GRID
+CLUSTER = [
+    *(Lstm(4, 6, 16, "bfloat16", blocks=2, **variant) for variant in VARIANTS if "P" not in variant),
+    *(Lstm(4, 6, 16, "bfloat16", blocks=1, **VARIANTS[i]) for i in (0, 1, 8)),
+    *(Lstm(4, 6, 16, blocks=blocks, **VARIANTS[8]) for blocks in (1, 2)),
+    Lstm(1, 1, 1, "bfloat16", blocks=1),
+    Lstm(1, 1, 1, blocks=4),
+    Lstm(5, 9, 13, "float16", blocks=2),  # two clusters; the last tile is not full
+    Lstm(5, 9, 13, blocks=4),  # the last blocks have no units
+    Lstm(4, 2, 40, "bfloat16", blocks=1),  # two parts of K
+    Lstm(4, 2, 40, "bfloat16", blocks=4),
+    Lstm(4, 2, 40, blocks=2),
+    Lstm(3, 2, 17, "bfloat16", blocks=2),
+    Lstm(2, 1, 70, "bfloat16", blocks=2),
+    Lstm(3, 2, 72, "float16", blocks=1),  # three pairs of k-steps
+    Lstm(2, 1, 20, "bfloat16", gates=False, blocks=16),
+]
+ALL = CASES + EDGES + TYPES + GRID + CLUSTER
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -59,24 +75,52 @@ def test_nan(library):
         cases.check_nan(library, **schedule)
 
 
-# Together they run every line of the kernels.
-SUSPECTS = [
-    Lstm(3, 3, 5, lengths=(2, 0, 3), cont=True, d_gates=False),
-    Lstm(3, 3, 5, lengths=(2, 0, 7), cont=True, reverse=True),
-    Lstm(3, 3, 5, P=4, lengths=(2, -1, 3), cont=True),
-    Lstm(2, 2, 5, dtype="bfloat16"),
-]
-GRID_SUSPECTS = [
-    Lstm(5, 3, 40, **HALF, lengths=(5, 0, 4), cont=True),
-    Lstm(4, 9, 8, **HALF, lengths=(3, 4, 0, 2, 2, 9, 1, 4, 4), cont=True, reverse=True, d_gates=False),
-    Lstm(3, 3, 13, **HALF, gates=False),
-]
+@pytest.mark.parametrize(
+    ("dtype", "backward", "clusters", "most"),
+    [
+        ("bfloat16", False, (1,), 128),
+        ("float32", False, (1,), 112),
+        ("bfloat16", False, (2, 4, 8, 16), 512),
+        ("float32", False, (2, 4, 8, 16), 384),
+        ("bfloat16", True, (2, 4, 8, 16), 512),
+    ],
+)
+def test_some_cluster_holds_every_size(library, dtype, backward, clusters, most):
+    """Up to the sizes the plans are for, in the shared memory of sm_90."""
+    for H in range(1, most + 1):
+        rooms = [
+            library.value("lstm_cluster_room", cases.CODE[dtype], H, blocks, backward) for blocks in clusters
+        ]
+        assert any(0 < room <= 227 * 1024 for room in rooms), H
+
+
+# Those of a plan together run every line of its kernels.
+SUSPECTS = {
+    "grid": [
+        Lstm(5, 3, 40, **HALF, lengths=(5, 0, 4), cont=True),
+        Lstm(4, 9, 8, **HALF, lengths=(3, 4, 0, 2, 2, 9, 1, 4, 4), cont=True, reverse=True, d_gates=False),
+        Lstm(3, 3, 13, **HALF, gates=False),
+    ],
+    "cluster": [
+        Lstm(5, 3, 40, "bfloat16", blocks=2, lengths=(5, 0, 4), cont=True),
+        Lstm(4, 9, 17, "bfloat16", blocks=2, lengths=(3, 4, 0, 2, 2, 9, 1, 4, 4), cont=True, reverse=True),
+        Lstm(4, 3, 36, blocks=1, cont=True),  # of float32 the weights lie in shared memory
+        Lstm(2, 1, 70, "bfloat16", blocks=2),  # more parts of K than warps that have rows
+    ],
+    "": [
+        Lstm(3, 3, 5, lengths=(2, 0, 3), cont=True, d_gates=False),
+        Lstm(3, 3, 5, lengths=(2, 0, 7), cont=True, reverse=True),
+        Lstm(3, 3, 5, P=4, lengths=(2, -1, 3), cont=True),
+        Lstm(2, 2, 5, dtype="bfloat16"),
+    ],
+}
 
 
 @pytest.mark.parametrize("mutation", LSTM_MUTATIONS, ids=str)
 def test_planted_bug_is_found(mutation):
     def check(mutant, **schedule):
-        for case in GRID_SUSPECTS if "grid" in mutation.kernel else SUSPECTS:
+        plan = next(plan for plan in SUSPECTS if plan in mutation.kernel)
+        for case in SUSPECTS[plan]:
             cases.check_lstm(mutant, case, **schedule)
         if mutation.kernel == "lstm_grid_kernel":
             cases.check_nan(mutant, **schedule)
