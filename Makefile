@@ -33,7 +33,7 @@ bench: setup
 	$(BIN)/python benchmarks/run.py
 
 # On a machine with an NVIDIA GPU, with $(PYTHON)'s own torch: nothing is installed or downloaded.
-# STEPS="build test sanitize bench" does all of them, in this order.
+# STEPS="build test" does only those; benchmarks/gpu.py names them all.
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(STEPS)
 
