@@ -2,9 +2,11 @@
 // Compiled for the emulator and, with gpu/runtime.cpp in its place, for a GPU.
 #include "bindings.h"
 
+#include <cstring>
 #include <exception>
 #include <string>
 
+#include "../../csrc/cuda/decode.h"
 #include "../../csrc/cuda/lstm.h"
 #include "selftest.h"
 
@@ -86,6 +88,73 @@ SIMT_API const char* lstm_cluster_backward(int64_t T, int64_t B, int64_t H, cons
 SIMT_API int64_t lstm_cluster_room(int64_t dtype, int64_t H, int64_t blocks, int64_t backward) {
   return (backward != 0 ? lstm_cluster_backward_bytes : lstm_cluster_bytes)(static_cast<Dtype>(dtype), H,
                                                                             blocks);
+}
+
+// Decoding. `sizes` is memory of the host: the members of DecodeShape (three hidden sizes), then those of
+// DecodeTask up to longer_is_kinder, floats as their bits.
+namespace {
+
+constexpr int64_t kGap = 64;
+
+DecodeShape decode_shape(const int64_t*& sizes) {
+  DecodeShape s{};
+  s.vocab = *sizes++, s.embed = *sizes++, s.layers = *sizes++;
+  for (int l = 0; l < 3; ++l) s.hidden[l] = *sizes++;
+  s.static_layer = *sizes++, s.static_size = *sizes++, s.image_first = *sizes++ != 0;
+  s.table = *sizes++ != 0, s.type = static_cast<Dtype>(*sizes++);
+  return s;
+}
+DecodeTask decode_task(const int64_t* sizes) {
+  DecodeTask task{};
+  for (int64_t* member : {&task.images, &task.beams, &task.returned, &task.prefix_length, &task.max_new,
+                          &task.min_new, &task.no_repeat_ngram, &task.bos, &task.eos, &task.pad})
+    *member = *sizes++;
+  for (bool* member : {&task.feed_bos, &task.in_slot, &task.greedy}) *member = *sizes++ != 0;
+  task.stop = static_cast<DecodeStop>(*sizes++);
+  const auto bits = static_cast<uint32_t>(*sizes++);
+  std::memcpy(&task.repetition_penalty, &bits, sizeof bits);
+  task.longer_is_kinder = *sizes++ != 0;
+  return task;
+}
+
+}  // namespace
+
+SIMT_API int64_t decode_bytes(const int64_t* sizes, int64_t which) {
+  const DecodeShape shape = decode_shape(sizes);
+  if (which == 0) return decode_packed_bytes(shape, kGap);
+  if (which == 1) return decode_pack_bytes(shape);
+  if (which == 3) return decode_packed_bytes(shape);
+  DecodeBuffers buffers;
+  return decode_buffers(shape, decode_task(sizes), nullptr, &buffers, kGap);
+}
+SIMT_API const char* decode_pack(const int64_t* sizes, const float* embedding, const float* projection,
+                                 const float* projection_bias, const float* w_ih0, const float* w_ih1,
+                                 const float* w_ih2, const float* w_hh0, const float* w_hh1,
+                                 const float* w_hh2, const float* bias0, const float* bias1,
+                                 const float* bias2, void* packed, void* scratch) {
+  const DecodeShape shape = decode_shape(sizes);
+  forget_buffer(packed);
+  const DecodeModel model = decode_model(shape, packed, kGap, add_buffer);
+  const DecodeWeights weights{embedding,  {w_ih0, w_ih1, w_ih2}, {w_hh0, w_hh1, w_hh2}, {bias0, bias1, bias2},
+                              projection, projection_bias};
+  return guarded([&] { lrcn::cuda::decode_pack(model, weights, scratch, nullptr); });
+}
+// The progress is the first thing in the workspace.
+SIMT_API const char* decode(const int64_t* sizes, void* packed, const float* features, const int64_t* prefix,
+                            const float* norms, const uint32_t* banned, void* workspace, int64_t* sequences,
+                            int64_t* lengths, float* scores, float* logprobs, int64_t steps) {
+  const DecodeShape shape = decode_shape(sizes);
+  DecodeTask task = decode_task(sizes);
+  task.features = features, task.prefix = prefix, task.norms = norms, task.banned = banned;
+  forget_buffer(packed), forget_buffer(workspace);
+  const DecodeModel model = decode_model(shape, packed, kGap, add_buffer);
+  DecodeBuffers buffers;
+  decode_buffers(shape, task, workspace, &buffers, kGap, add_buffer);
+  return guarded([&] {
+    decode_begin(model, task, buffers, nullptr);
+    for (int64_t t = 0; t < steps; ++t) decode_step(model, task, buffers, t, nullptr);
+    decode_end(task, buffers, {sequences, lengths, scores, logprobs}, nullptr);
+  });
 }
 SIMT_API const char* selftest(int64_t which, const float* in, float* out, void* scratch, int64_t n) {
   return guarded([&] { lrcn::cuda::selftest(int(which), in, out, scratch, int(n), nullptr); });

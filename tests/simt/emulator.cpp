@@ -1,4 +1,5 @@
 // The emulator's own C interface: schedules, the memory kernels may touch, and what a switch costs.
+#include <algorithm>
 #include <chrono>
 
 #include "bindings.h"
@@ -24,6 +25,14 @@ SIMT_API void simt_clear_buffers() {
 SIMT_API void simt_add_buffer(const char* name, const void* p, size_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(p);
   simt::buffers.push_back({begin, begin + bytes, name});
+}
+void forget_buffer(const void* p) {
+  const auto begins = [p](const simt::Region& r) { return r.begin == reinterpret_cast<uintptr_t>(p); };
+  simt::buffers.erase(std::remove_if(simt::buffers.begin(), simt::buffers.end(), begins),
+                      simt::buffers.end());
+}
+void add_buffer(const char* name, void* p, int64_t bytes) {
+  simt_add_buffer(name, p, static_cast<size_t>(bytes));
 }
 SIMT_API uint64_t simt_switches() {
   return simt::last_switches;

@@ -1,6 +1,7 @@
 """Bugs planted in the kernels, to see that the tests find them."""
 # ruff: noqa: E501  (pieces of source are kept on one line)
 
+from decode_mutations import DECODE_MUTATIONS
 from simt import Mutation
 
 
@@ -190,4 +191,4 @@ SELF_MUTATIONS = [
     ]
 ]  # fmt: skip
 
-MUTATIONS = LSTM_MUTATIONS + SELF_MUTATIONS
+MUTATIONS = LSTM_MUTATIONS + [mutation for mutation, _ in DECODE_MUTATIONS] + SELF_MUTATIONS

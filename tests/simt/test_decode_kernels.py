@@ -1,0 +1,126 @@
+"""The decoding kernels on the CPU: the words of the plain search, on every schedule."""
+# ruff: noqa: E501  (a case is kept on a line or two)
+
+import dataclasses
+
+import decode_cases
+import pytest
+from decode_cases import Decode
+from decode_mutations import DECODE_MUTATIONS
+from simt import Library, Mutation, killed, schedules
+
+SEEDS = 20
+
+
+def options(**given):
+    return tuple(given.items())
+
+
+CASES = [
+    Decode("plain", options=options(num_beams=4, num_return_sequences=4)),
+    Decode("greedy", 3, hidden=(9,), static_layer=0, options=options(num_beams=1)),
+    Decode("rules", 2, V=70, prefix=2, eos=12.0, options=options(
+        repetition_penalty=1.3, no_repeat_ngram_size=2, suppress_tokens=(3, 9, *range(20, 50)), min_new_tokens=3, length_penalty=0.9,
+        num_return_sequences=3)),
+    Decode("greedy-rules", 2, prefix=2, scale=2.5, eos=12.0, options=options(
+        num_beams=1, repetition_penalty=1.8, no_repeat_ngram_size=2, min_new_tokens=2, length_penalty=0.5)),
+    Decode("greedy-repetition", 2, prefix=2, scale=2.5, options=options(
+        num_beams=1, repetition_penalty=1.8, max_new_tokens=6)),
+    Decode("wanted-repetition", 2, prefix=2, shift=-20.0, options=options(repetition_penalty=0.6, num_return_sequences=3)),
+    Decode("caffe", options=options(compat="caffe", num_return_sequences=3, no_repeat_ngram_size=2)),
+    Decode("image-first-table", 2, static_layer=None, image_first=True, table=True, options=options(num_beams=2)),
+    Decode("image-only", 2, static_layer=None, image_first=True, feed_bos=False, options=options(num_beams=2)),
+    Decode("static-table", 2, static_layer=0, table=True, hidden=(5, 16, 7), options=options(num_beams=2)),
+    Decode("no-image-10-beams", 1, V=150, static_layer=None, hidden=(20,), options=options(
+        num_beams=10, num_return_sequences=10, max_new_tokens=3, early_stopping="never", length_penalty=-0.7)),
+    Decode("vocabulary-64", 1, V=64, hidden=(33,), E=4, static_layer=0, options=options(max_new_tokens=3)),
+    Decode("vocabulary-65", 1, V=65, hidden=(4,), E=140, static_layer=0, bias=False, options=options(
+        early_stopping=True, length_penalty=1.3)),
+    Decode("stop-when-full", 2, static_layer=0, hidden=(5,), options=options(
+        early_stopping=True, length_penalty=2.0, num_return_sequences=3, max_new_tokens=7)),
+    Decode("stop-when-hopeless", static_layer=0, hidden=(6,), options=options(
+        num_beams=2, num_return_sequences=2, length_penalty=2.0, max_new_tokens=7)),
+    Decode("never-stop", static_layer=0, hidden=(6,), options=options(
+        num_beams=2, num_return_sequences=2, length_penalty=2.0, max_new_tokens=7, early_stopping="never")),
+    Decode("more-beams-than-words", 2, V=3, hidden=(5,), static_layer=0, options=options(
+        num_beams=7, num_return_sequences=7, max_new_tokens=3)),
+    Decode("fewer-captions-than-beams", 2, V=3, hidden=(5,), static_layer=0, options=options(
+        num_beams=7, num_return_sequences=7, max_new_tokens=1)),
+    Decode("out-of-words", 2, V=5, static_layer=0, hidden=(5,), options=options(
+        num_beams=3, num_return_sequences=3, max_new_tokens=6, no_repeat_ngram_size=1, suppress_tokens=(0,))),
+    Decode("out-of-words-caffe", 2, V=5, static_layer=0, hidden=(5,), options=options(
+        num_beams=3, num_return_sequences=3, max_new_tokens=6, no_repeat_ngram_size=1, compat="caffe",
+        suppress_tokens=(0,))),
+    Decode("twins", 2, V=24, twins=True, options=options(num_beams=5, num_return_sequences=5, max_new_tokens=3)),
+    Decode("everything-ties", 1, V=70, scale=0.0, eos=0.0, options=options(num_beams=4, num_return_sequences=4, max_new_tokens=3)),
+    Decode("bfloat16", 2, dtype="bfloat16", eos=6.0, options=options(num_return_sequences=3)),
+    Decode("float16", 2, dtype="float16", eos=6.0, options=options(num_return_sequences=3)),
+    Decode("nearly-ties", 2, V=8, scale=0.0, eos=0.0, nearly=6e-8, options=options(
+        num_beams=4, num_return_sequences=4, max_new_tokens=3)),
+    Decode("dead-words", 2, dead=(0, 3, 4, 7, 22), options=options(num_return_sequences=3)),
+    Decode("no-images", 0),
+]  # fmt: skip
+BY_NAME = {case.name: case for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def library():
+    return Library()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_decode(library, case):
+    for schedule in schedules(SEEDS):
+        decode_cases.check_decode(library, case, **schedule)
+
+
+@pytest.mark.parametrize("name", ["plain", "image-first-table", "static-table", "bfloat16", "float16"])
+def test_packing(library, name):
+    for schedule in schedules(SEEDS):
+        decode_cases.check_decode(library, BY_NAME[name], fresh=True, **schedule)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tracing_knows_the_size(library, case):
+    real, traced = decode_cases.packed_bytes(library, case)
+    assert real == traced
+
+
+@pytest.mark.parametrize("name", ["plain", "caffe"])
+def test_an_image_does_not_depend_on_its_batch(library, name):
+    for schedule in schedules(6):
+        decode_cases.check_alone(library, BY_NAME[name], **schedule)
+
+
+def test_complaints(library):
+    for schedule in schedules(6):
+        decode_cases.check_complaints(library, **schedule)
+
+
+@pytest.mark.parametrize("name", ["stop-when-full", "out-of-words-caffe"])
+def test_steps_after_the_last_image_change_nothing(library, name):
+    """The host stops when it hears that all images are done, be it early or late."""
+    case = BY_NAME[name]
+    case = dataclasses.replace(case, options=(*case.options, ("max_new_tokens", 12)))
+    (_, features, prefix), expected = decode_cases.prepared(case)
+    packed = decode_cases.packed_of(library, case)
+    for steps in range(12, 0, -1):
+        actual, progress = decode_cases.run(library, case, packed, features, prefix, steps=steps)
+        if progress["finished"] < case.images:
+            break
+        decode_cases.compare(case, actual, expected)
+    assert 1 <= steps < 9
+
+
+@pytest.mark.parametrize(
+    ("mutation", "check"), DECODE_MUTATIONS, ids=lambda x: str(x) if isinstance(x, Mutation) else ""
+)
+def test_planted_bug_is_found(mutation, check):
+    def run(mutant, **schedule):
+        for name in check.split():
+            if name == "complaints":
+                decode_cases.check_complaints(mutant, **schedule)
+            else:
+                decode_cases.check_decode(mutant, BY_NAME[name], fresh="pad" in mutation.kernel, **schedule)
+
+    killed(mutation, run, 3)
