@@ -97,7 +97,8 @@ def build(r: Runner) -> Outcome:
 
 def test(r: Runner) -> Outcome:
     """GPU tests: the operators against the reference, and the checks of the emulator on the GPU."""
-    tests = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("tests/test_cuda_*.py"))]
+    patterns = ("tests/test_cuda_*.py", "tests/test_ops_decoder.py", "tests/test_decoder_*.py")
+    tests = [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(ROOT.glob(pattern))]
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "needs_cuda", *tests]
     ok, said = r.python(*command, "tests/simt/test_on_gpu.py", FAIL_WITHOUT_CUDA="1")
     return ok, last_line(said)

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from lrcn_fast import ops_decode
 from lrcn_fast._decoder_layers import LayerWeights, Layout
+from lrcn_fast._library import HAS_CUDA
 
 __all__ = ["PackedDecoder"]
 
@@ -59,14 +60,15 @@ class PackedDecoder(torch.nn.Module):
         and ``log_likelihood`` always use the parameters as they are.
 
         Args:
-            dtype: bfloat16 and int8 (one scale per row) weights are read faster. The arithmetic is float32.
+            dtype: bfloat16 and int8 (one scale per row; CPU only) weights are read faster. The arithmetic is
+                float32.
 
         Returns:
             The decoder.
 
         Raises:
             ValueError: ``dtype`` is none of these.
-            NotImplementedError: bfloat16 or int8 for a model that decodes in eager PyTorch.
+            NotImplementedError: bfloat16 or int8 for a model that decodes in eager PyTorch; int8 on CUDA.
         """
         if dtype not in _PACK_DTYPES:
             raise ValueError(f"prepare: dtype must be float32, bfloat16 or int8, got {dtype!r}")
@@ -78,12 +80,15 @@ class PackedDecoder(torch.nn.Module):
     def _is_native(self, dtype: str) -> bool:
         """Whether decoding runs natively; an error if it does not and ``dtype`` needs it to."""
         weight = self.projection.weight
-        native = weight.device.type == "cpu" and weight.dtype != torch.float64
+        devices = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
+        native = weight.device.type in devices and weight.dtype != torch.float64
         if not native and dtype != "float32":
             raise NotImplementedError(
                 f"prepare: dtype must be float32 for a {weight.dtype} model on {weight.device}, "
                 f"which decodes in eager PyTorch, got {dtype}"
             )
+        if dtype == "int8" and weight.is_cuda:
+            raise NotImplementedError("prepare: dtype must be float32 or bfloat16 on CUDA, got int8")
         return native
 
     def _packed(self) -> Tensor:
@@ -109,7 +114,11 @@ class PackedDecoder(torch.nn.Module):
     @torch.no_grad()
     def _make_pack(self) -> _Pack:
         layers, parameters = [w.float() for w in self._weights()], self._parameters_packed()
-        bias = self.projection.bias
+        bias, dtype = self.projection.bias, _PACK_DTYPES[self._prepared]
+        if self.projection.weight.is_cuda and dtype == torch.float32:
+            dtype = (
+                self.projection.weight.dtype
+            )  # float16 and bfloat16 as they are: the same numbers, half the bytes
         packed = ops_decode.decode_pack(
             self.embedding.weight.float(),
             [w.w_ih for w in layers],
@@ -119,7 +128,7 @@ class PackedDecoder(torch.nn.Module):
             None if bias is None else bias.float(),
             static_layer=self.static_layer,
             image_first=self.image_first,
-            dtype=_PACK_DTYPES[self._prepared],
+            dtype=dtype,
         )
         return _Pack(packed, parameters, _versions(parameters))
 

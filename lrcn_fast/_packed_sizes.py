@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["decoder_bytes", "linear_bytes", "lstm_bytes"]
+__all__ = ["cuda_decoder_bytes", "decoder_bytes", "linear_bytes", "lstm_bytes"]
 
 HEADER_BYTES = 64  # PackHeader in csrc/ops/packed.h
 _DECODER_HEADER_BYTES = 256  # Header in csrc/core/decoder.cpp, padded
+_CUDA_DECODER_HEADER_BYTES = 512  # kHeaderBytes in csrc/ops/cuda_decoder.cpp
 
 
 def _panel_bytes(dtype: torch.dtype, *inputs: int) -> int:
@@ -53,3 +54,31 @@ def decoder_bytes(
     if image_first and table:
         size += linear_bytes(4 * hidden[0], E, dtype)
     return size + linear_bytes(V, hidden[-1], dtype) + floats(V)
+
+
+def cuda_decoder_bytes(
+    V: int,
+    E: int,
+    hidden: Sequence[int],
+    F: int,
+    static_layer: int,
+    image_first: bool,
+    dtype: torch.dtype,
+    table: bool,
+) -> int:
+    """``decode_packed_bytes`` of csrc/cuda/decode.h, and the header."""
+
+    def part(rows: int, columns: int, itemsize: int) -> int:
+        return (rows * ((columns + 3) // 4 * 4) * itemsize + 15) // 16 * 16
+
+    def weight(rows: int, columns: int) -> int:
+        return part(rows, columns, dtype.itemsize)
+
+    size = _CUDA_DECODER_HEADER_BYTES + (part(1, V * 4 * hidden[0], 4) if table else part(V, E, 4))
+    for layer, (kx, H) in enumerate(zip([E, *hidden], hidden, strict=False)):
+        size += (0 if layer == 0 and table else weight(4 * H, kx)) + weight(4 * H, H) + part(1, 4 * H, 4)
+    if static_layer >= 0:
+        size += weight(4 * hidden[static_layer], F)
+    if image_first and table:
+        size += weight(4 * hidden[0], E)
+    return size + weight(V, hidden[-1]) + part(1, V, 4)

@@ -32,9 +32,9 @@ class CaptionDecoder(PackedDecoder):
 
     Shapes: B images, L words, V vocabulary, E embedding, H hidden, F features (F = E with ``image_first``).
 
-    Decoding is native on the CPU, for float32, bfloat16 and float16 parameters (computed in float32), and
-    reads packed weights, see :meth:`prepare`. Models in float64 and on other devices decode by the same
-    rules in eager PyTorch (:func:`lrcn_fast.reference.generate`).
+    Decoding is native on the CPU and on CUDA, for float32, bfloat16 and float16 parameters (computed in
+    float32), and reads packed weights, see :meth:`prepare`. Models in float64 and on other devices decode by
+    the same rules in eager PyTorch (:func:`lrcn_fast.reference.generate`), and so does sampling on CUDA.
 
     For ``torch.compile`` use the LSTM modules of :mod:`lrcn_fast.nn`: Dynamo refuses torch.nn.LSTM
     (``lrcn_fast.nn.replace_lstm(decoder)`` swaps them, parameters shared).
@@ -290,7 +290,15 @@ class CaptionDecoder(PackedDecoder):
             generator=generator,
         )
         prefix, uniforms = self._search_inputs(features, config, batch_size)
-        if not self._is_native(self._prepared):
+        native = self._is_native(self._prepared)
+        if native and config.do_sample and prefix.is_cuda:
+            if self._prepared != "float32":
+                raise NotImplementedError(
+                    "generate: do_sample on CUDA needs prepare('float32'): it runs in eager PyTorch, "
+                    f"got {self._prepared}"
+                )
+            native = False
+        if not native:
             return search_eagerly(self, features, config, prefix, uniforms)
         common: dict[str, Any] = {
             "batch_size": prefix.shape[0],

@@ -1,5 +1,7 @@
 """Functional interface to the native decoder: pack a caption decoder once, then search with it.
 
+On the CPU, and on CUDA where the package was built with it; sampling on the CPU only.
+
 The rules of the searches are those of :mod:`lrcn_fast.reference_search`, and in float32 so are the results.
 
 Notation used for shapes:
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 import lrcn_fast._library  # noqa: F401  (registers the operators)
-from lrcn_fast._packed_sizes import decoder_bytes
+from lrcn_fast._packed_sizes import cuda_decoder_bytes, decoder_bytes
 
 __all__ = ["TABLE_LIMIT", "decode_beam", "decode_pack", "decode_sample"]
 
@@ -39,7 +41,7 @@ def decode_pack(
     dtype: torch.dtype = torch.float32,
     table_limit: int = TABLE_LIMIT,
 ) -> Tensor:
-    """Pack the weights of a caption decoder for the CPU.
+    """Pack the weights of a caption decoder for the device they are on.
 
     Args:
         embedding: One row per word. [V, E] float32.
@@ -51,14 +53,15 @@ def decode_pack(
         projection_bias: Its bias. [V].
         static_layer: The layer whose input is ``cat(x, features)`` at every step.
         image_first: Whether the features [B, E] are layer 0's input before the first word.
-        dtype: How the weights are stored: float32, bfloat16 or int8. The arithmetic is float32.
+        dtype: How the weights are stored: float32, bfloat16, on the CPU int8, on CUDA float16. The arithmetic
+            is float32.
         table_limit: Layer 0's input term of every word, ``embedding @ w_ih[0].T + bias[0]``, is computed here
             and kept as a table of ``V * 4H * 4`` bytes when that is at most this many. It saves a GEMM per
             step and costs one over the whole vocabulary now; 0 is never. The table is always float32.
 
     Returns:
         Opaque bytes for :func:`decode_beam` and :func:`decode_sample`, uint8. Valid in processes that run
-        the same instruction set: not to be stored.
+        the same instruction set, or on CUDA the same version: not to be stored.
 
     Raises:
         ValueError: A weight has the wrong shape or dtype.
@@ -191,7 +194,7 @@ def decode_sample(  # noqa: D417 (what is missing is described in decode_beam)
 
     Args:
         uniforms: Numbers in [0, 1): ``uniforms[b, j, t]`` decides word t of draw j of image b. None for
-            greedy search. [B, n, max_new_tokens] float64.
+            greedy search, the only one on CUDA. [B, n, max_new_tokens] float64.
         repetition_penalty: On logits here, not on log-probabilities.
         logit_scale: Factor on the logits: 1 / temperature.
         top_k: Draw from the likeliest ``top_k`` words; 0 is all.
@@ -203,7 +206,12 @@ def decode_sample(  # noqa: D417 (what is missing is described in decode_beam)
 
     Raises:
         ValueError: An argument is out of range, a feature is not finite, or every word is banned.
+        NotImplementedError: Sampling on CUDA.
     """
+    if uniforms is not None and packed.is_cuda:
+        raise NotImplementedError(
+            "decode_sample: uniforms must be None on CUDA, where greedy search is native"
+        )
     decoded: Decoded = torch.ops.lrcn_fast.decode_sample(
         packed,
         None if features is None else features.contiguous(),
@@ -257,7 +265,8 @@ def _(
     V, E = embedding.shape
     hidden = [w.shape[1] for w in w_hh]
     F = w_ih[static_layer].shape[1] - [E, *hidden][static_layer] if static_layer >= 0 else 0
-    size = decoder_bytes(V, E, hidden, F, static_layer, image_first, dtype, table)
+    size_of = cuda_decoder_bytes if embedding.device.type == "cuda" else decoder_bytes
+    size = size_of(V, E, hidden, F, static_layer, image_first, dtype, table)
     return embedding.new_empty(size, dtype=torch.uint8)
 
 

@@ -49,6 +49,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+def device(request):
+    """Where native code runs, for tests that are the same everywhere."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _seeds_and_threads():
     """The same random numbers and one thread in every test, whatever ran before it."""

@@ -80,7 +80,14 @@ def random_options(rng, V, images):
     return options
 
 
-def run_all(decoder, features, images, options, seed=0):
+def generate(decoder, features, device, **options):
+    """The native result, made where ``device`` says; the decoder stays on the CPU."""
+    result = decoder.to(device).generate(None if features is None else features.to(device), **options)
+    decoder.cpu()
+    return type(result)(*(tensor.cpu() for tensor in vars(result).values()))
+
+
+def run_all(decoder, features, images, options, seed=0, device="cpu"):
     """The native result, and the reference's in float32 and in float64."""
     if features is None:
         options = {**options, "batch_size": images}
@@ -88,7 +95,7 @@ def run_all(decoder, features, images, options, seed=0):
     def seeded():
         return {**options, "generator": torch.Generator().manual_seed(seed)}
 
-    native = decoder.generate(features, **seeded())
+    native = generate(decoder, features, device, **seeded())
     single = reference.generate(decoder, features, **seeded())
     decoder.double()
     double = reference.generate(decoder, None if features is None else features.double(), **seeded())
@@ -104,7 +111,7 @@ def assert_same(native, expected):
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_the_same_words_as_the_reference_on_random_models(block):
+def test_the_same_words_as_the_reference_on_random_models(block, device):
     unsettled = 0
     for seed in range(20 * block, 20 * block + 20):
         rng = random.Random(seed)
@@ -113,7 +120,7 @@ def test_the_same_words_as_the_reference_on_random_models(block):
         images = rng.choice([1, 2, 5])
         options = random_options(rng, decoder.vocab_size, images)
         features = None if size is None else torch.randn(images, size)
-        native, single, double = run_all(decoder, features, images, options, seed)
+        native, single, double = run_all(decoder, features, images, options, seed, device)
         if not torch.equal(single.sequences, double.sequences):
             unsettled += 1  # two hypotheses closer than float32 can tell
             continue
@@ -123,14 +130,14 @@ def test_the_same_words_as_the_reference_on_random_models(block):
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, length_penalty):
+def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, length_penalty, device):
     V, L, n = 4, 4, 8
     torch.manual_seed(seed)
     decoder, size = random_decoder(random.Random(seed), V)
     features = None if size is None else torch.randn(1, size)
-    result = decoder.generate(
-        features, num_beams=V**L, num_return_sequences=n, max_new_tokens=L, early_stopping="never",
-        length_penalty=length_penalty,
+    result = generate(
+        decoder, features, device, num_beams=V**L, num_return_sequences=n, max_new_tokens=L,
+        early_stopping="never", length_penalty=length_penalty,
     )  # fmt: skip
 
     found = []
@@ -159,7 +166,7 @@ def twins(decoder, gap):
 
 @pytest.mark.parametrize("compat", ["hf", "caffe"])
 @pytest.mark.parametrize("vocab", [8, 128, 150])
-def test_ties_are_broken_as_the_reference_does(vocab, compat):
+def test_ties_are_broken_as_the_reference_does(vocab, compat, device):
     for seed in range(6):
         rng = random.Random(seed)
         torch.manual_seed(seed)
@@ -168,13 +175,13 @@ def test_ties_are_broken_as_the_reference_does(vocab, compat):
         features = None if size is None else torch.randn(3, size)
         for K in (1, 2, 5, 12):
             options = {"num_beams": K, "num_return_sequences": K, "max_new_tokens": 5, "compat": compat}
-            native, _, double = run_all(decoder, features, 3, options)
+            native, _, double = run_all(decoder, features, 3, options, device=device)
             assert_same(native, double)
 
 
 @pytest.mark.parametrize("compat", ["hf", "caffe"])
 @pytest.mark.parametrize("K", [1, 2, 7, 30])
-def test_when_everything_ties(K, compat):
+def test_when_everything_ties(K, compat, device):
     decoder, _ = random_decoder(random.Random(0), 9)
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -182,7 +189,7 @@ def test_when_everything_ties(K, compat):
     size = decoder.feature_dim
     features = None if size is None else torch.randn(2, size)
     options = {"num_beams": K, "num_return_sequences": K, "max_new_tokens": 4, "compat": compat}
-    native, single, _ = run_all(decoder, features, 2, options)
+    native, single, _ = run_all(decoder, features, 2, options, device=device)
     assert_same(native, single)
 
 
@@ -197,17 +204,17 @@ def test_when_everything_ties(K, compat):
     ],
     ids=str,
 )
-def test_an_image_does_not_depend_on_the_rest_of_its_batch(options):
+def test_an_image_does_not_depend_on_the_rest_of_its_batch(options, device):
     for seed in range(4):
         torch.manual_seed(seed)
         decoder, size = random_decoder(random.Random(seed), 130)
         if size is None:
             continue
         features = torch.randn(9, size)
-        whole = decoder.generate(features, max_new_tokens=12, **options)
+        whole = generate(decoder, features, device, max_new_tokens=12, **options)
         order = torch.tensor([4, 0, 8, 2])
         for rows in (order, order[:1], torch.tensor([7, 7])):
-            part = decoder.generate(features[rows], max_new_tokens=12, **options)
+            part = generate(decoder, features[rows], device, max_new_tokens=12, **options)
             for name in ("sequences", "lengths", "scores", "token_logprobs"):
                 assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), name
 
@@ -225,12 +232,12 @@ def test_threads_change_nothing():
     assert torch.equal(results[0].token_logprobs, results[1].token_logprobs)
 
 
-def test_the_widest_beam():
+def test_the_widest_beam(device):
     torch.manual_seed(0)
     decoder, size = random_decoder(random.Random(1), 17)
     features = None if size is None else torch.randn(1, size)
     options = {"num_beams": 1024, "num_return_sequences": 1024, "max_new_tokens": 3}
-    native, _, double = run_all(decoder, features, 1, options)
+    native, _, double = run_all(decoder, features, 1, options, device=device)
     # A thousand hypotheses lie closer together than float32 tells: the same set of scores, each its own.
     torch.testing.assert_close(native.scores, double.scores, rtol=1e-4, atol=1e-4)
     assert len({tuple(native.tokens(0, k)) for k in range(1024)}) == 1024

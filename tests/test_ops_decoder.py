@@ -44,14 +44,14 @@ class Model:
     def features(self, B):
         return torch.randn(B, self.F, generator=self.generator) if self.F else None
 
-    def pack(self, dtype=torch.float32, **options):
+    def pack(self, dtype=torch.float32, device="cpu", **options):
         return ops_decode.decode_pack(
-            self.embedding,
-            self.w_ih,
-            self.w_hh,
-            self.bias,
-            self.projection,
-            self.projection_bias,
+            self.embedding.to(device),
+            [w.to(device) for w in self.w_ih],
+            [w.to(device) for w in self.w_hh],
+            [None if b is None else b.to(device) for b in self.bias],
+            self.projection.to(device),
+            None if self.projection_bias is None else self.projection_bias.to(device),
             static_layer=self.static_layer,
             image_first=self.image_first,
             dtype=dtype,
@@ -138,7 +138,8 @@ def config(**options):
 
 
 def run(model, packed, features, B, *, feed_bos=True, prefix=None, uniforms=None, **options):
-    """The native search that ``options``, those of GenerationConfig, ask for."""
+    """The native search that ``options``, those of GenerationConfig, ask for, where the pack is."""
+    features, prefix = (None if t is None else t.to(packed.device) for t in (features, prefix))
     settings = config(**options)
     common = dict(
         bos_id=BOS,
@@ -155,7 +156,7 @@ def run(model, packed, features, B, *, feed_bos=True, prefix=None, uniforms=None
         suppress_tokens=settings.suppress_tokens,
     )
     if settings.do_sample or settings.num_beams == 1:
-        return ops_decode.decode_sample(
+        result = ops_decode.decode_sample(
             packed,
             features,
             uniforms,
@@ -164,20 +165,22 @@ def run(model, packed, features, B, *, feed_bos=True, prefix=None, uniforms=None
             top_p=settings.top_p,
             **common,
         )
-    return ops_decode.decode_beam(
-        packed,
-        features,
-        num_beams=settings.num_beams,
-        num_return_sequences=settings.num_return_sequences,
-        early_stopping=settings.early_stopping,
-        compat=settings.compat,
-        **common,
-    )
+    else:
+        result = ops_decode.decode_beam(
+            packed,
+            features,
+            num_beams=settings.num_beams,
+            num_return_sequences=settings.num_return_sequences,
+            early_stopping=settings.early_stopping,
+            compat=settings.compat,
+            **common,
+        )
+    return tuple(t.cpu() for t in result)
 
 
-def compare(model, B, *, feed_bos=True, prefix=None, uniforms=None, packed=None, **options):
+def compare(model, B, *, feed_bos=True, prefix=None, uniforms=None, packed=None, device="cpu", **options):
     features = model.features(B)
-    packed = model.pack() if packed is None else packed
+    packed = model.pack(device=device) if packed is None else packed
     actual = run(model, packed, features, B, feed_bos=feed_bos, prefix=prefix, uniforms=uniforms, **options)
     expected = model.reference(
         B, features, config(**options), prefix=prefix, feed_bos=feed_bos, uniforms=uniforms
@@ -189,9 +192,9 @@ def compare(model, B, *, feed_bos=True, prefix=None, uniforms=None, packed=None,
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("table_limit", [0, ops_decode.TABLE_LIMIT], ids=["embedding", "table"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_matches_the_reference_search(family, table_limit, seed):
+def test_every_family_matches_the_reference_search(family, table_limit, seed, device):
     model = Model(**FAMILIES[family], seed=seed)
-    packed = model.pack(table_limit=table_limit)
+    packed = model.pack(table_limit=table_limit, device=device)
     compare(model, 3, packed=packed, num_beams=4, num_return_sequences=4, max_new_tokens=8)
     compare(model, 3, packed=packed, num_beams=1, max_new_tokens=8)
     if model.image_first:
@@ -226,15 +229,15 @@ RULES = {
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("rules", RULES)
-def test_every_rule_matches_the_reference_search(rules, seed):
+def test_every_rule_matches_the_reference_search(rules, seed, device):
     options = {"max_new_tokens": 9, **RULES[rules]}
     model = Model(hidden=(9, 8), F=4, static_layer=1, seed=seed, V=23)
-    compare(model, 4, **options)
+    compare(model, 4, device=device, **options)
     prefix = torch.tensor([[2, 3], [4, 2], [7, 7], [9, 22]])
-    compare(model, 4, prefix=prefix, **options)
+    compare(model, 4, device=device, prefix=prefix, **options)
     if options.get("compat") != "caffe":
         greedy = {k: v for k, v in options.items() if k not in ("num_beams", "num_return_sequences")}
-        compare(model, 4, num_beams=1, prefix=prefix, **greedy)
+        compare(model, 4, device=device, num_beams=1, prefix=prefix, **greedy)
 
 
 SAMPLING = {
@@ -281,7 +284,7 @@ def enumerate_captions(model, features, L):
 
 @pytest.mark.parametrize("compat", ["hf", "caffe"])
 @pytest.mark.parametrize("seed", range(4))
-def test_wide_beam_is_exhaustive_search(seed, compat):
+def test_wide_beam_is_exhaustive_search(seed, compat, device):
     V, L = 4, 4
     model = Model(V=V, hidden=(5,), F=3, static_layer=0, seed=seed)
     features = model.features(1)
@@ -289,7 +292,7 @@ def test_wide_beam_is_exhaustive_search(seed, compat):
     n = 20
     sequences, lengths, scores, _ = run(
         model,
-        model.pack(),
+        model.pack(device=device),
         features,
         1,
         num_beams=V**L,
@@ -312,9 +315,9 @@ def test_scores_are_the_sum_of_their_words():
 
 
 @pytest.mark.parametrize("compat", ["hf", "caffe"])
-def test_result_does_not_depend_on_the_batch(compat):
+def test_result_does_not_depend_on_the_batch(compat, device):
     model = Model(V=200, hidden=(20, 30), F=6, static_layer=1, seed=5)
-    packed, B = model.pack(), 70
+    packed, B = model.pack(device=device), 70
     features = model.features(B)
     options = dict(num_beams=5, num_return_sequences=3, compat=compat, max_new_tokens=10)
     together = run(model, packed, features, B, **options)
@@ -323,6 +326,8 @@ def test_result_does_not_depend_on_the_batch(compat):
             together, run(model, packed, features[rows], len(rows), **options), strict=True
         ):
             assert torch.equal(whole[rows], part)
+    if device == "cuda":
+        return  # sampling is for the CPU
     uniforms = torch.rand(B, 4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     sampling = dict(do_sample=True, num_return_sequences=4, max_new_tokens=10)
     together = run(model, packed, features, B, uniforms=uniforms, **sampling)
@@ -363,22 +368,22 @@ def test_result_does_not_depend_on_the_number_of_threads():
             assert torch.equal(one, two)
 
 
-def test_ties_go_to_the_lower_parent_then_the_lower_token():
+def test_ties_go_to_the_lower_parent_then_the_lower_token(device):
     model = Model(V=6, hidden=(3,), bias=True)
     model.projection.zero_()
     model.projection_bias.copy_(torch.tensor([-9.0, 1.0, 2.0, 1.0, 2.0, 2.0]))
     sequences, _, _, _ = run(
-        model, model.pack(), None, 1, num_beams=4, num_return_sequences=4, max_new_tokens=2
+        model, model.pack(device=device), None, 1, num_beams=4, num_return_sequences=4, max_new_tokens=2
     )
     assert sequences[0].tolist() == [[2, 2], [2, 4], [2, 5], [4, 2]]
 
 
 @pytest.mark.parametrize("compat", ["hf", "caffe"])
 @pytest.mark.parametrize("K", [5, 40, 1024])
-def test_more_beams_than_words(K, compat):
+def test_more_beams_than_words(K, compat, device):
     model = Model(V=3, hidden=(4,), F=2, static_layer=0, seed=1)
     sequences, lengths, scores, logprobs = compare(
-        model, 2, num_beams=K, num_return_sequences=min(K, 20), max_new_tokens=3, compat=compat
+        model, 2, num_beams=K, num_return_sequences=min(K, 20), max_new_tokens=3, compat=compat, device=device
     )
     if K >= 40:  # 1 + 2 + 4 * 3 captions exist
         assert (lengths > 0).sum(1).tolist() == [15, 15]
@@ -389,35 +394,45 @@ def test_more_beams_than_words(K, compat):
         assert len({tuple(words) for words in found}) == len(found)
 
 
-def test_nothing_ends():
+def test_nothing_ends(device):
     model = Model(hidden=(5,), F=2, static_layer=0)
     model.projection_bias[EOS] = -1e4
-    _, lengths, _, _ = compare(model, 2, num_beams=3, num_return_sequences=3, max_new_tokens=5)
+    _, lengths, _, _ = compare(model, 2, num_beams=3, num_return_sequences=3, max_new_tokens=5, device=device)
     assert (lengths == 5).all()
 
 
 @pytest.mark.parametrize(
     "options", [dict(), dict(compat="caffe"), dict(num_beams=1)], ids=["hf", "caffe", "greedy"]
 )
-def test_a_caption_without_an_allowed_word_stops_unfinished(options):
+def test_a_caption_without_an_allowed_word_stops_unfinished(options, device):
     model = Model(V=4, hidden=(5,), F=2, static_layer=0)
     rules = dict(no_repeat_ngram_size=1, suppress_tokens=(EOS,), max_new_tokens=6, **options)
-    _, lengths, scores, _ = compare(model, 2, **rules)
+    _, lengths, scores, _ = compare(model, 2, device=device, **rules)
     assert (lengths == 3).all()
     assert scores.isfinite().all()
 
 
-def test_no_rows():
+def test_no_rows(device):
     model = Model(hidden=(5,), F=2, static_layer=0)
-    sequences, lengths, _, _ = run(model, model.pack(), torch.empty(0, 2), 0, num_beams=3, max_new_tokens=4)
+    sequences, lengths, _, _ = run(
+        model, model.pack(device=device), torch.empty(0, 2), 0, num_beams=3, max_new_tokens=4
+    )
     assert sequences.shape == (0, 1, 4)
     assert lengths.shape == (0, 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_reduced_weights_stay_close(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [
+        (torch.bfloat16, "cpu"),
+        (torch.int8, "cpu"),
+        pytest.param(torch.bfloat16, "cuda", marks=pytest.mark.needs_cuda),
+        pytest.param(torch.float16, "cuda", marks=pytest.mark.needs_cuda),
+    ],
+)
+def test_reduced_weights_stay_close(dtype, device):
     model = Model(V=90, hidden=(33, 40), F=6, static_layer=1, scale=0.5)
-    features, packed = model.features(4), model.pack(dtype, table_limit=0)
+    features, packed = model.features(4), model.pack(dtype, device, table_limit=0)
     _, _, _, logprobs = run(model, packed, features, 4, num_beams=1, max_new_tokens=1)
     _, _, _, expected = model.reference(4, features, config(num_beams=1, max_new_tokens=1))
     # Rounding a weight: 2^-9 relative (bfloat16), 1/254 of the row's largest (int8); measured 0.007 and 0.02.
@@ -491,11 +506,19 @@ NAN, INF = float("nan"), float("inf")
         (dict(packed=torch.zeros(9999)), r"packed must come from decode_pack, got Float"),
     ],
 )
-def test_errors_name_the_argument(options, message):
+def test_errors_name_the_argument(options, message, device):
     model = Model(hidden=(5,), F=3, static_layer=0)
-    arguments = dict(packed=model.pack(), features=torch.zeros(2, 3), bos_id=BOS, eos_id=EOS, pad_id=PAD)
+    arguments = dict(packed=model.pack(device=device), features=torch.zeros(2, 3))
+    arguments |= {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD, **options}
+    arguments = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    if device == "cuda":  # which value it was, only the CPU tells
+        message = message.split(", got nan in")[0].split(", got -inf in")[0]
+        message = message.replace("prefix_ids must be in 0..22, got 23", "prefix_ids must be in 0..22, got 1")
+        message = message.replace("decode_pack of this version", "decode_pack of this version on CUDA")
+        message = message.replace("from decode_pack, got", "from decode_pack on CUDA, got")
+        message = message.replace("got 9 bytes", r"got Byte \[9\]")
     with pytest.raises(ValueError, match=message):
-        ops_decode.decode_beam(**{**arguments, **options})
+        ops_decode.decode_beam(**arguments)
 
 
 def test_unknown_compat():
@@ -530,17 +553,19 @@ def test_errors_of_sampling(options, message):
         ops_decode.decode_sample(**{**arguments, **options})
 
 
-def test_weights_that_are_not_finite_are_an_error():
+def test_weights_that_are_not_finite_are_an_error(device):
     model = Model(hidden=(5,), F=3, static_layer=0)
     model.projection[7, 2] = NAN
     with pytest.raises(ValueError, match="the model's scores must be finite, got NaN or infinity"):
-        run(model, model.pack(), torch.zeros(1, 3), 1)
+        run(model, model.pack(device=device), torch.zeros(1, 3), 1)
 
 
-def test_a_word_of_probability_0_is_never_chosen():
+def test_a_word_of_probability_0_is_never_chosen(device):
     model = Model(hidden=(5,), F=3, static_layer=0)
     model.projection_bias[4:] = -INF
-    sequences, _, _, _ = compare(model, 2, num_beams=4, num_return_sequences=4, max_new_tokens=4)
+    sequences, _, _, _ = compare(
+        model, 2, num_beams=4, num_return_sequences=4, max_new_tokens=4, device=device
+    )
     assert sequences.max() < 4
 
 
@@ -580,7 +605,7 @@ def test_image_enters_once():
         model.pack()
 
 
-def test_all_combinations_of_stopping_agree_with_the_reference():
+def test_all_combinations_of_stopping_agree_with_the_reference(device):
     # Where the exact early exit could go wrong: every stopping rule with every sign of the penalty.
     model = Model(V=11, hidden=(6,), F=3, static_layer=0, seed=9, scale=2.0)
     for early, penalty, n in itertools.product((False, True, "never"), (-1.5, 0.0, 0.5, 2.0), (1, 4)):
@@ -592,6 +617,7 @@ def test_all_combinations_of_stopping_agree_with_the_reference():
             early_stopping=early,
             length_penalty=penalty,
             max_new_tokens=12,
+            device=device,
         )
 
 
@@ -616,3 +642,31 @@ def test_early_stopping_never_finds_what_the_heuristic_misses():
         assert (results[1][2] >= results[0][2]).all()
         differ += not torch.equal(results[0][0], results[1][0])
     assert differ > 0
+
+
+@pytest.mark.needs_cuda
+def test_what_cuda_refuses():
+    model = Model(hidden=(5,), F=3, static_layer=0)
+    packed, ids = model.pack(device="cuda"), dict(bos_id=BOS, eos_id=EOS, pad_id=PAD)
+    with pytest.raises(NotImplementedError, match="uniforms must be None on CUDA"):
+        ops_decode.decode_sample(packed, torch.zeros(2, 3).cuda(), torch.rand(2, 1, 20).double(), **ids)
+    with pytest.raises(ValueError, match="features must be on the device of packed"):
+        ops_decode.decode_beam(packed, torch.zeros(2, 3), **ids)
+    with pytest.raises(ValueError, match="packed must come from decode_pack on CUDA"):
+        ops_decode.decode_beam(model.pack(), torch.zeros(2, 3).cuda(), **ids)
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float16 on CUDA, got Char"):
+        model.pack(torch.int8, "cuda")
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("max_new", [1, 3, 4, 5, 12, 64])
+def test_cuda_stops_when_all_images_are_done(max_new):
+    model = Model(V=40, hidden=(9,), F=4, static_layer=0, scale=1.0)
+    model.projection_bias[EOS] += 4.0  # captions end early
+    compare(model, 3, num_beams=3, num_return_sequences=3, max_new_tokens=max_new, device="cuda")
+
+
+@pytest.mark.needs_cuda
+def test_a_real_size_on_cuda():
+    model = Model(V=8801, E=1000, hidden=(1000, 1000), F=1000, static_layer=1, scale=0.5)
+    compare(model, 8, num_beams=5, max_new_tokens=6, device="cuda")

@@ -10,15 +10,14 @@ namespace lrcn {
 namespace {
 
 constexpr int64_t kMagic = 0x3144434e43524c32;  // changes with the layout below
-constexpr int64_t kMaxLayers = 16;
-constexpr int64_t kLine = 64;        // bytes that every part is aligned to
-constexpr int64_t kTableRows = 256;  // rows of the table per GEMM: 1 MB of embeddings at E = 1000
+constexpr int64_t kLine = 64;                   // bytes that every part is aligned to
+constexpr int64_t kTableRows = 256;             // rows of the table per GEMM: 1 MB of embeddings at E = 1000
 
 struct Header {
   int64_t magic, bytes;
   char isa[32];  // a packed weight is for one instruction set
   int64_t vocab, embed, layers, static_layer, static_size, image_first, type, table;
-  int64_t hidden[kMaxLayers];
+  int64_t hidden[kMaxDecoderLayers];
   char unused[16];
 };
 static_assert(sizeof(Header) % kLine == 0);
@@ -61,22 +60,6 @@ Layout layout_of(const DecoderShape& s) {
   return layout;
 }
 
-void check(const DecoderShape& s) {
-  LRCN_CHECK(s.layers() >= 1 && s.layers() <= kMaxLayers, "decode_pack: w_ih must hold 1..", kMaxLayers,
-             " layers, got ", s.layers());
-  LRCN_CHECK(s.vocab >= 1 && s.vocab < INT32_MAX && s.embed >= 1,
-             "decode_pack: embedding must be [V, E] with V and E at least 1, got [", s.vocab, ", ", s.embed,
-             "]");
-  for (int64_t l = 0; l < s.layers(); ++l)
-    LRCN_CHECK(s.hidden[l] >= 1, "decode_pack: w_hh[", l, "] must have at least one hidden unit");
-  LRCN_CHECK(s.static_layer >= -1 && s.static_layer < s.layers(), "decode_pack: static_layer must be in -1..",
-             s.layers() - 1, ", got ", s.static_layer);
-  LRCN_CHECK(s.static_layer < 0 || s.static_size >= 1, "decode_pack: w_ih[", s.static_layer,
-             "] must be [4H, input + F] with F at least 1, got F = ", s.static_size);
-  LRCN_CHECK(s.static_layer < 0 || !s.image_first,
-             "decode_pack: image_first must be False with a static_layer: the image enters once");
-}
-
 // out [V, 4H] = embedding @ w_ih[:, :E]^T + bias
 void fold_table(const DecoderShape& s, const DecoderWeights& weights, int64_t ld, float* out,
                 const Parallel& parallel) {
@@ -92,13 +75,13 @@ void fold_table(const DecoderShape& s, const DecoderWeights& weights, int64_t ld
 }  // namespace
 
 int64_t decoder_packed_bytes(const DecoderShape& shape) {
-  check(shape);
+  check_decoder(shape);
   return layout_of(shape).bytes;
 }
 
 void decoder_pack(const DecoderShape& s, const DecoderWeights& weights, void* packed,
                   const Parallel& parallel) {
-  check(s);
+  check_decoder(s);
   const Layout layout = layout_of(s);
   char* base = static_cast<char*>(packed);
   const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(base + offset); };
@@ -151,9 +134,9 @@ PackedDecoder::PackedDecoder(const void* packed, int64_t bytes) {
   LRCN_CHECK(bytes >= static_cast<int64_t>(sizeof header), "decode: packed must come from decode_pack, got ",
              bytes, " bytes");
   std::memcpy(&header, packed, sizeof header);
-  LRCN_CHECK(
-      header.magic == kMagic && header.bytes == bytes && header.layers >= 1 && header.layers <= kMaxLayers,
-      "decode: packed must come from decode_pack of this version, got ", bytes, " other bytes");
+  LRCN_CHECK(header.magic == kMagic && header.bytes == bytes && header.layers >= 1 &&
+                 header.layers <= kMaxDecoderLayers,
+             "decode: packed must come from decode_pack of this version, got ", bytes, " other bytes");
   header.isa[sizeof header.isa - 1] = 0;
   LRCN_CHECK(std::strcmp(header.isa, simd::kernels().isa) == 0,
              "decode: packed must be for this instruction set, ", simd::kernels().isa, ", got ", header.isa,
@@ -163,7 +146,7 @@ PackedDecoder::PackedDecoder(const void* packed, int64_t bytes) {
   shape_.static_layer = header.static_layer, shape_.static_size = header.static_size;
   shape_.image_first = header.image_first != 0, shape_.type = static_cast<WeightType>(header.type);
   shape_.table = header.table != 0;
-  check(shape_);
+  check_decoder(shape_);
   const Layout layout = layout_of(shape_);
   LRCN_CHECK(layout.bytes == bytes, "decode: packed must be [", layout.bytes, "] bytes, got ", bytes);
 

@@ -40,6 +40,9 @@ struct DecoderShape {
   int64_t table_bytes() const { return vocab * 4 * hidden[0] * static_cast<int64_t>(sizeof(float)); }
 };
 
+constexpr int64_t kMaxDecoderLayers = 16;
+void check_decoder(const DecoderShape& shape);  // throws unless there can be such a decoder
+
 // Weights in torch's layout.
 struct DecoderWeights {
   const float* embedding;          // [V, E]

@@ -14,13 +14,6 @@ namespace {
 // their states (8 KB a layer at H = 1000, twice) stay in the second level or near it.
 constexpr int64_t kGroupRows = 256;
 
-// The token rules for this decoder's vocabulary.
-TokenRuleLists lists_for(const PackedDecoder& decoder, const TokenRules& tokens) {
-  TokenRules with_vocab = tokens;
-  with_vocab.vocab = decoder.shape().vocab;
-  return TokenRuleLists(with_vocab);
-}
-
 // The model side of a search over images [begin, begin + count): states, rows, scores.
 class Runner {
  public:
@@ -297,17 +290,9 @@ void sample_group(const PackedDecoder& decoder, const DecodeInput& input, const 
 }  // namespace
 
 void check_decode(const PackedDecoder& decoder, const DecodeInput& input, const TokenRules& tokens) {
-  lists_for(decoder, tokens);
   const DecoderShape& s = decoder.shape();
+  check_decode_options(s, input, tokens);
   const int64_t F = s.features();
-  LRCN_CHECK(input.batch >= 0, "generate: batch_size must be at least 0, got ", input.batch);
-  LRCN_CHECK((input.features != nullptr) == (F > 0) || input.batch == 0, "generate: features must be ",
-             F > 0 ? "given to a decoder with an image" : "None for a decoder without an image");
-  LRCN_CHECK(input.bos >= 0 && input.bos < s.vocab, "generate: bos_id must be in 0..", s.vocab - 1, ", got ",
-             input.bos);
-  LRCN_CHECK(input.feed_bos || s.image_first,
-             "generate: feed_bos must be True without image_first: the first word ",
-             "needs something to be predicted from");
   for (int64_t b = 0; b < input.batch; ++b) {
     for (int64_t f = 0; f < F; ++f)
       LRCN_CHECK(std::isfinite(input.features[b * F + f]), "generate: features must be finite, got ",
@@ -324,7 +309,7 @@ void decode_beam(const PackedDecoder& decoder, const DecodeInput& input, const B
                  const TokenRules& tokens, const DecodeOutput& output, const Parallel& parallel) {
   check_decode(decoder, input, tokens);
   rules.check(input.prefix_length + tokens.max_new);
-  const TokenRuleLists lists = lists_for(decoder, tokens);
+  const TokenRuleLists lists = token_lists(decoder.shape(), tokens);
   const int64_t group = std::max<int64_t>(1, kGroupRows / rules.beams);
   for (int64_t b = 0; b < input.batch; b += group)
     beam_group(decoder, input, rules, lists, b, std::min(group, input.batch - b), output, parallel);
@@ -334,7 +319,7 @@ void decode_sample(const PackedDecoder& decoder, const DecodeInput& input, const
                    const TokenRules& tokens, const DecodeOutput& output, const Parallel& parallel) {
   check_decode(decoder, input, tokens);
   rules.check();
-  const TokenRuleLists lists = lists_for(decoder, tokens);
+  const TokenRuleLists lists = token_lists(decoder.shape(), tokens);
   const int64_t group = std::max<int64_t>(1, kGroupRows / rules.draws);
   for (int64_t b = 0; b < input.batch; b += group)
     sample_group(decoder, input, rules, lists, b, std::min(group, input.batch - b), output, parallel);

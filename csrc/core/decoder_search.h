@@ -32,8 +32,14 @@ struct DecodeOutput {
   float* logprobs;     // [B, n, L], 0 for the prefix and after the end
 };
 
-// Throws where an argument is out of range. The searches do it themselves; a caller that allocates the
-// output does it first.
+// The token rules for a decoder's vocabulary.
+TokenRuleLists token_lists(const DecoderShape& shape, TokenRules tokens);
+
+// Throws where an option is out of range; reads neither features nor prefix.
+void check_decode_options(const DecoderShape& shape, const DecodeInput& input, const TokenRules& tokens);
+
+// The same, and checks the values of features and prefix. The searches do it themselves; a caller that
+// allocates the output does it first.
 void check_decode(const PackedDecoder& decoder, const DecodeInput& input, const TokenRules& tokens);
 
 void decode_beam(const PackedDecoder& decoder, const DecodeInput& input, const BeamRules& rules,

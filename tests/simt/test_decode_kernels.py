@@ -62,6 +62,10 @@ CASES = [
 ]  # fmt: skip
 BY_NAME = {case.name: case for case in CASES}
 
+# Together they run every line of the kernels.
+NAMES = "rules greedy-repetition wanted-repetition caffe image-first-table static-table out-of-words bfloat16 float16"
+SUSPECTS = [BY_NAME[name] for name in NAMES.split()]
+
 
 @pytest.fixture(scope="module")
 def library():

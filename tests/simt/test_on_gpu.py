@@ -3,10 +3,12 @@
 import sys
 
 import cases
+import decode_cases
 import pytest
 import selftest_cases
 import torch
 from simt import HERE
+from test_decode_kernels import CASES
 from test_lstm_kernels import ALL
 
 pytestmark = pytest.mark.needs_cuda
@@ -35,3 +37,12 @@ def test_lstm(library, case):
     if case.blocks > 1 and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("needs clusters")
     cases.check_lstm(library, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_decode(library, case):
+    decode_cases.check_decode(library, case, fresh=True)
+
+
+def test_decode_complains(library):
+    decode_cases.check_complaints(library)

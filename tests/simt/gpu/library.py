@@ -104,7 +104,9 @@ def main() -> None:
     """Every line of every kernel, for compute-sanitizer."""
     sys.path.insert(0, str(SIMT))
     import cases
+    import decode_cases
     import selftest_cases
+    import test_decode_kernels
     import test_lstm_kernels
 
     library = GpuLibrary(sys.argv[1])
@@ -114,6 +116,9 @@ def main() -> None:
         if case.blocks > 1 and int(sys.argv[1].rstrip("a")) < 90:
             continue  # needs clusters
         cases.check_lstm(library, case)
+        print(case, flush=True)
+    for case in test_decode_kernels.SUSPECTS:
+        decode_cases.check_decode(library, case, fresh=True)
         print(case, flush=True)
 
 

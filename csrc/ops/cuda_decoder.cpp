@@ -1,0 +1,267 @@
+// CUDA implementations of the decoding ops: check, allocate, enqueue.
+//
+// The host waits three times: for the packed decoder's description, for images that are done (never with
+// fewer than kPollSteps steps in flight), and at the end for what went wrong, which becomes an exception. In
+// between steps are enqueued ahead of the GPU.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "../cuda/decode.h"
+#include "../cuda/launch.h"
+#include "decoder.h"
+
+namespace lrcn::ops {
+namespace {
+
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
+
+constexpr int64_t kPollSteps = 4, kHeaderBytes = 512;
+constexpr int64_t kMagic = 0x31637564636e726c;  // changes with the layout of cuda::DecodeModel
+
+// The first bytes of a packed decoder, on the GPU like the rest.
+struct Header {
+  int64_t magic, bytes;
+  cuda::DecodeShape shape;
+};
+static_assert(sizeof(Header) <= kHeaderBytes && kMaxDecoderLayers == cuda::kDecodeLayers);
+
+cuda::Stream current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cuda::Stream>(stream);
+}
+
+void copy(void* to, const void* from, size_t bytes, cuda::Stream stream) {
+  cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "decode: copy");
+}
+
+cuda::DecodeShape cuda_shape(const DecoderShape& s, cuda::Dtype type) {
+  cuda::DecodeShape shape{};
+  shape.vocab = s.vocab, shape.embed = s.embed, shape.layers = s.layers();
+  std::copy(s.hidden.begin(), s.hidden.end(), shape.hidden);
+  shape.static_layer = s.static_layer, shape.static_size = s.static_size;
+  shape.image_first = s.image_first, shape.table = s.table, shape.type = type;
+  return shape;
+}
+
+DecoderShape core_shape(const cuda::DecodeShape& s) {
+  DecoderShape shape;
+  shape.vocab = s.vocab, shape.embed = s.embed;
+  shape.hidden.assign(s.hidden, s.hidden + s.layers);
+  shape.static_layer = s.static_layer, shape.static_size = s.static_size;
+  shape.image_first = s.image_first, shape.table = s.table;
+  return shape;
+}
+
+cuda::Dtype stored_type(ScalarType dtype) {
+  if (dtype == ScalarType::Float) return cuda::Dtype::kFloat32;
+  if (dtype == ScalarType::BFloat16) return cuda::Dtype::kBFloat16;
+  if (dtype == ScalarType::Half) return cuda::Dtype::kFloat16;
+  fail("decode_pack: dtype must be float32, bfloat16 or float16 on CUDA, got ",
+       torch::headeronly::toString(dtype));
+}
+
+Tensor decode_pack_cuda(const Tensor& embedding, const std::vector<Tensor>& w_ih,
+                        const std::vector<Tensor>& w_hh, const std::vector<Tensor>& bias,
+                        const Tensor& projection, const std::optional<Tensor>& projection_bias,
+                        int64_t static_layer, bool image_first, ScalarType dtype, bool table) {
+  DecoderWeights given;
+  const DecoderShape shape = check_pack(embedding, w_ih, w_hh, bias, projection, projection_bias,
+                                        static_layer, image_first, table, &given);
+  Header header{kMagic, 0, cuda_shape(shape, stored_type(dtype))};
+  header.bytes = kHeaderBytes + cuda::decode_packed_bytes(header.shape);
+  cuda::DecodeWeights weights{};
+  weights.embedding = given.embedding;
+  std::copy(given.w_ih.begin(), given.w_ih.end(), weights.w_ih);
+  std::copy(given.w_hh.begin(), given.w_hh.end(), weights.w_hh);
+  std::copy(given.bias.begin(), given.bias.end(), weights.bias);
+  weights.projection = given.projection, weights.projection_bias = given.projection_bias;
+
+  const torch::stable::accelerator::DeviceGuard guard(embedding.get_device_index());
+  // Zeros, so that equal weights are equal bytes, between the parts too.
+  Tensor packed = new_zeros(embedding, {header.bytes}, ScalarType::Byte);
+  Tensor scratch = new_empty(embedding, {cuda::decode_pack_bytes(header.shape)}, ScalarType::Byte);
+  const cuda::Stream stream = current_stream(embedding);
+  uint8_t* const bytes = packed.mutable_data_ptr<uint8_t>();
+  copy(bytes, &header, sizeof header, stream);
+  cuda::decode_pack(cuda::decode_model(header.shape, bytes + kHeaderBytes), weights,
+                    scratch.mutable_data_ptr<uint8_t>(), stream);
+  return packed;
+}
+
+cuda::DecodeShape open(const Tensor& packed, cuda::Stream stream) {
+  Header header{};
+  copy(&header, packed.const_data_ptr<uint8_t>(), sizeof header, stream);
+  cuda::check(cudaStreamSynchronize(stream), "decode");
+  LRCN_CHECK(header.magic == kMagic && header.bytes == packed.numel(),
+             "decode: packed must come from decode_pack of this version on CUDA, got ", packed.numel(),
+             " other bytes");
+  return header.shape;
+}
+
+struct Event {
+  cudaEvent_t event{};
+  Event() { cuda::check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "decode: event"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+};
+
+// Enqueues steps until all are, or until the GPU is known to have finished every image. `finished` [2] is
+// pinned memory that outlives what is on the stream now.
+void run_steps(const cuda::DecodeModel& model, const cuda::DecodeTask& task,
+               const cuda::DecodeBuffers& buffers, volatile uint32_t* finished, cuda::Stream stream) {
+  // In turns: while one is on its way, the steps after it run.
+  const Event events[2];
+  for (int64_t t = 0; t < task.max_new; ++t) {
+    if (t > 0 && t % kPollSteps == 0) {
+      const int64_t poll = t / kPollSteps;
+      copy(const_cast<uint32_t*>(finished) + poll % 2, &buffers.progress->finished, sizeof(uint32_t), stream);
+      cuda::check(cudaEventRecord(events[poll % 2].event, stream), "decode: event");
+      if (poll > 1) {
+        cuda::check(cudaEventSynchronize(events[(poll - 1) % 2].event), "decode");
+        if (finished[(poll - 1) % 2] == static_cast<uint32_t>(task.images)) break;
+      }
+    }
+    cuda::decode_step(model, task, buffers, t, stream);
+  }
+}
+
+void check_progress(const cuda::DecodeProgress& progress, const cuda::DecodeShape& shape) {
+  LRCN_CHECK(progress.bad_feature == 0, "generate: features must be finite, got ", progress.bad_feature,
+             " values that are NaN or infinite");
+  LRCN_CHECK(progress.bad_prefix == 0, "generate: prefix_ids must be in 0..", shape.vocab - 1, ", got ",
+             progress.bad_prefix, " that are not");
+  LRCN_CHECK(progress.not_finite == 0,
+             "generate: the model's scores must be finite, got NaN or infinity: its weights are not finite, "
+             "or too large");
+  LRCN_CHECK(progress.no_word == 0,
+             "generate: the rules and the model must leave a word to start with, but every one of the ",
+             shape.vocab, " tokens is banned or has probability 0");
+}
+
+// What both searches share. `rules` tells what a search has beyond the task's sizes.
+struct Search {
+  const Tensor& packed;
+  const std::optional<Tensor>& features;
+  const std::optional<Tensor>& prefix;
+  int64_t batch, bos, pad;
+  bool feed_bos;
+  TokenRules tokens;
+  double length_penalty;
+};
+
+template <typename Rules>
+Decoded decode_cuda(const Search& search, int64_t returned, Rules&& rules) {
+  const Tensor& packed = search.packed;
+  LRCN_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
+                 packed.is_cuda() && packed.numel() >= kHeaderBytes,
+             "decode: packed must come from decode_pack on CUDA, got ",
+             torch::headeronly::toString(packed.scalar_type()), " ", shape_of(packed));
+  const torch::stable::accelerator::DeviceGuard guard(packed.get_device_index());
+  const cuda::Stream stream = current_stream(packed);
+  const cuda::DecodeShape shape = open(packed, stream);
+  const DecoderShape described = core_shape(shape);
+  const DecodeInput input = input_of(described, packed, search.features, search.batch, search.prefix,
+                                     search.feed_bos, search.bos, search.pad);
+  check_decode_options(described, input, search.tokens);
+
+  const TokenRules& tokens = search.tokens;
+  cuda::DecodeTask task{};
+  task.images = input.batch, task.returned = returned, task.prefix_length = input.prefix_length;
+  task.max_new = tokens.max_new, task.min_new = tokens.min_new;
+  task.no_repeat_ngram = tokens.no_repeat_ngram, task.repetition_penalty = tokens.repetition_penalty;
+  task.bos = input.bos, task.eos = tokens.eos, task.pad = input.pad, task.feed_bos = input.feed_bos;
+  task.features = input.features, task.prefix = input.prefix;
+  task.longer_is_kinder = search.length_penalty > 0;
+  rules(task);
+  constexpr int64_t kMostRows = int64_t{65535} * cuda::kDecodeRows;  // of a grid's y
+  LRCN_CHECK(task.images * task.beams <= kMostRows, "generate: the images times num_beams must be at most ",
+             kMostRows, " on CUDA, got ", task.images, " times ", task.beams);
+
+  DecodeOutput view;
+  Decoded out = new_decoded(packed, task.images, returned, task.longest(), &view);
+  if (task.images == 0) return out;
+
+  // Two tables the kernels read: what sums are divided by, and the words that are never or not yet allowed.
+  const int64_t norms = task.longest() + 1, words = (shape.vocab + 31) / 32;
+  std::vector<uint32_t> constants(norms + 2 * words);
+  for (int64_t length = 0; length < norms; ++length) {
+    const bool sums = task.in_slot && !task.greedy;  // compared as they are
+    const auto norm =
+        sums ? 1.0f : static_cast<float>(std::pow(static_cast<double>(length), search.length_penalty));
+    std::memcpy(&constants[length], &norm, sizeof norm);
+  }
+  const TokenRuleLists lists = token_lists(described, tokens);
+  for (int64_t half = 0; half < 2; ++half)
+    for (const int32_t word : lists.fixed(half == 0 ? 0 : tokens.max_new).tokens)
+      constants[norms + half * words + word / 32] |= 1u << word % 32;
+  Tensor tables = new_empty(packed, {static_cast<int64_t>(constants.size())}, ScalarType::Int);
+  copy(tables.mutable_data_ptr(), constants.data(), constants.size() * sizeof(uint32_t), stream);
+  task.norms = static_cast<const float*>(tables.const_data_ptr());
+  task.banned = static_cast<const uint32_t*>(tables.const_data_ptr()) + norms;
+
+  cuda::DecodeBuffers buffers;
+  Tensor workspace =
+      new_zeros(packed, {cuda::decode_buffers(shape, task, nullptr, &buffers)}, ScalarType::Byte);
+  cuda::decode_buffers(shape, task, workspace.mutable_data_ptr<uint8_t>(), &buffers);
+  // The model is only read: DecodeModel has no const twin, because packing writes through it.
+  auto* const bytes = const_cast<uint8_t*>(packed.const_data_ptr<uint8_t>());
+  const cuda::DecodeModel model = cuda::decode_model(shape, bytes + kHeaderBytes);
+  cuda::decode_begin(model, task, buffers, stream);
+  Tensor pinned = torch::stable::empty({2}, ScalarType::Int, std::nullopt, std::nullopt, /*pin_memory=*/true);
+  run_steps(model, task, buffers, static_cast<uint32_t*>(pinned.mutable_data_ptr()), stream);
+  cuda::decode_end(task, buffers, {view.sequences, view.lengths, view.scores, view.logprobs}, stream);
+  cuda::DecodeProgress progress{};
+  copy(&progress, buffers.progress, sizeof progress, stream);
+  cuda::check(cudaStreamSynchronize(stream), "decode");
+  check_progress(progress, shape);
+  return out;
+}
+
+Decoded decode_beam_cuda(const Tensor& packed, const std::optional<Tensor>& features, int64_t batch,
+                         const std::optional<Tensor>& prefix, bool feed_bos, int64_t bos, int64_t eos,
+                         int64_t pad, int64_t max_new, int64_t min_new, int64_t no_repeat_ngram,
+                         double repetition_penalty, const std::vector<int64_t>& suppress, int64_t num_beams,
+                         int64_t num_return, double length_penalty, int64_t early_stopping, bool in_slot) {
+  const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
+  const BeamRules rules = beam_rules(num_beams, num_return, length_penalty, early_stopping, in_slot);
+  const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty};
+  return decode_cuda(search, num_return, [&](cuda::DecodeTask& task) {
+    rules.check(task.longest());
+    task.beams = num_beams, task.in_slot = in_slot;
+    task.stop = static_cast<cuda::DecodeStop>(early_stopping);
+  });
+}
+
+Decoded decode_sample_cuda(const Tensor& packed, const std::optional<Tensor>& features, int64_t batch,
+                           const std::optional<Tensor>& prefix, bool feed_bos, int64_t bos, int64_t eos,
+                           int64_t pad, int64_t max_new, int64_t min_new, int64_t no_repeat_ngram,
+                           double repetition_penalty, const std::vector<int64_t>& suppress,
+                           const std::optional<Tensor>& uniforms, double length_penalty,
+                           double /*logit_scale*/, int64_t /*top_k*/, double /*top_p*/) {
+  LRCN_CHECK(!uniforms.has_value(), "decode_sample: uniforms must be None on CUDA: sampling is for the CPU");
+  SampleRules rules;
+  rules.greedy = true, rules.length_penalty = length_penalty;
+  rules.check();
+  const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
+  const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty};
+  return decode_cuda(
+      search, 1, [&](cuda::DecodeTask& task) { task.beams = 1, task.in_slot = true, task.greedy = true; });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lrcn_fast, CUDA, m) {
+  m.impl("decode_pack", TORCH_BOX(&decode_pack_cuda));
+  m.impl("decode_beam", TORCH_BOX(&decode_beam_cuda));
+  m.impl("decode_sample", TORCH_BOX(&decode_sample_cuda));
+}
+
+}  // namespace lrcn::ops
