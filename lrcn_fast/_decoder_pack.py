@@ -116,9 +116,8 @@ class PackedDecoder(torch.nn.Module):
         layers, parameters = [w.float() for w in self._weights()], self._parameters_packed()
         bias, dtype = self.projection.bias, _PACK_DTYPES[self._prepared]
         if self.projection.weight.is_cuda and dtype == torch.float32:
-            dtype = (
-                self.projection.weight.dtype
-            )  # float16 and bfloat16 as they are: the same numbers, half the bytes
+            # float16 and bfloat16 as they are: the same numbers, half the bytes.
+            dtype = self.projection.weight.dtype
         packed = ops_decode.decode_pack(
             self.embedding.weight.float(),
             [w.w_ih for w in layers],
