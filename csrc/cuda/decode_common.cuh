@@ -41,7 +41,7 @@ template <typename T>
 LRCN_DEVICE void load_four(const T* p, float (&to)[4]) {
   const Four16 words = *reinterpret_cast<const Four16*>(p);
   T narrow[4];
-  std::memcpy(narrow, &words, sizeof words);
+  std::memcpy(static_cast<void*>(narrow), &words, sizeof words);
 #pragma unroll
   for (int i = 0; i < 4; ++i) to[i] = to_float(narrow[i]);
 }
