@@ -21,6 +21,11 @@ _NAMES = {
     "FeatureCache": "features",
     "extract_features": "features",
     "file_key": "features",
+    "Video": "video",
+    "clip_indices": "video",
+    "open_video": "video",
+    "sliding_indices": "video",
+    "uniform_indices": "video",
 }
 
 __all__ = sorted(_NAMES)
