@@ -156,7 +156,7 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a captioner; called again with the same options, continue where it stopped.
+    """Train a model; called again with the same options, continue where it stopped.
 
     Several processes: torchrun -m lrcn_fast.training with the same options.
     """

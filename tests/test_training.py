@@ -110,6 +110,7 @@ def changed(captions, key, value):
         (["model", "tie_weights"], True, r"embed_dim must be hidden_size = 16 with tie_weights, got 12"),
         (["phases"], [], r"phases must hold at least one phase"),
         (["phases"], {}, r"run\.yaml: phases must be a list, got \{\}"),
+        (["task"], "painting", r"run\.yaml: task must be one of captioning, .*got 'painting'"),
         (["format"], 9, r"run\.yaml: format must be 1, got 9"),
         (["data"], {}, r"run\.yaml: data\.captions must be given, got nothing"),
         (["data"], None, r"run\.yaml: data must be a mapping, got None"),

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and train. Returns the exit status."""
     from lrcn_fast.training.config import load_config, recipe_names
 
-    parser = argparse.ArgumentParser(prog="python -m lrcn_fast.training", description="Train a captioner.")
+    parser = argparse.ArgumentParser(prog="python -m lrcn_fast.training", description="Train a model.")
     parser.add_argument("--config", required=True, help=f"YAML file, or one of {', '.join(recipe_names())}")
     parser.add_argument("--out", required=True, help="folder for checkpoints, logs and the trained model")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")

@@ -1,12 +1,13 @@
 """Training configuration: dataclasses, and YAML files that map onto them one to one.
 
-A run is a list of *phases* over one model: language-model pre-training on text, captioning with
-a frozen CNN, fine-tuning of the CNN, each with its own optimizer, schedule and stopping rule.
-Every error names the file and the dotted key, as in
-``paper.yaml: phases[1].optimizer.lr must be > 0, got -1``.
+A run trains one system, its *task*, in a list of *phases*: for a captioner language-model pre-training on
+text, captioning with a frozen CNN, fine-tuning of the CNN, each with its own optimizer, schedule and
+stopping rule. What every task's file holds is here; the rest is in ``<task>_config.py``. Every error names
+the file and the dotted key, as in ``paper.yaml: phases[1].optimizer.lr must be > 0, got -1``.
 """
 
 import dataclasses
+import importlib
 import os
 import types
 import typing
@@ -16,101 +17,46 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "DataConfig",
-    "DropoutConfig",
-    "ModelConfig",
+    "TASKS",
     "OptimizerConfig",
     "PhaseConfig",
     "ScheduleConfig",
-    "SearchConfig",
-    "TextConfig",
     "TrainConfig",
+    "choice",
+    "least",
     "load_config",
+    "parse_config",
     "recipe_names",
 ]
+
+TASKS = {
+    "captioning": ("captioning_config.CaptioningConfig", "captioning.CaptioningTask"),
+}
+"""Value of the key ``task`` -> its configuration and its ``Task``, inside this package."""
 
 FORMAT = 1
 
 
-def _choice(*names: str) -> Any:
+def choice(*names: str) -> Any:
+    """Metadata of a field that must be one of ``names``."""
     return {"choices": names}
 
 
-def _least(low: float, *, exclusive: bool = False, below: float | None = None) -> Any:
+def least(low: float, *, exclusive: bool = False, below: float | None = None) -> Any:
+    """Metadata of a field that must be >= ``low``, or > it if ``exclusive``, and < ``below``."""
     return {"low": low, "exclusive": exclusive, "below": below}
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """What is built: see ``lrcn_fast.models.Captioner`` for the meaning of the sizes."""
-
-    encoder: str = "efficientnet_lite0"
-    encoder_weights: str | None = "imagenet"
-    encoder_features: str | None = None
-    """Which features of the CNN; null: its default."""
-    encoder_resize: int | None = field(default=None, metadata=_least(1))
-    """Length a photo's side is resized to before the centre crop; null: the network's own. At the network's
-    input size the crop keeps as much of the photo as a square can."""
-    encoder_dropout: float | None = field(default=None, metadata=_least(0.0, below=1.0))
-    """Of the paper's nets; active in training even below frozen layers, as in Caffe. null: their 0.5."""
-    freeze_batch_norm: bool | None = None
-    """Keep the stored statistics while the CNN trains; null: yes, if it has weights."""
-    variant: str = field(default="2f", metadata=_choice("1u", "2u", "2f"))
-    embed_dim: int = field(default=256, metadata=_least(1))
-    hidden_size: int = field(default=384, metadata=_least(1))
-    tie_weights: bool = False
-    feature_norm: str = field(default="standardize", metadata=_choice("none", "standardize", "l2"))
-    feature_projection: int = field(default=0, metadata=_least(0))
-    feature_activation: str = field(default="none", metadata=_choice("none", "relu", "tanh"))
-    init_scale: float = field(default=0.0, metadata=_least(0.0))
-    """Uniform +-scale for every decoder weight and zero biases, as the paper (0.08); 0: torch's defaults."""
-    init_from: str | None = None
-    """A bundle to start from; its sizes must be those given here."""
-
-
-@dataclass(kw_only=True)
-class TextConfig:
-    """Sentences without photos: for the vocabulary, or for language-model pre-training."""
-
-    path: str
-    format: str = "auto"
-    exclude: str = field(default="held_out", metadata=_choice("held_out", "none"))
-    """``held_out`` drops the captions of every photo, by file name, that is not trained on."""
-    limit: int = field(default=0, metadata=_least(0))
-    """Use that many sentences, drawn with the run's seed; 0: all."""
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """Where photos and captions are, and how they are cut."""
-
-    captions: list[str]
-    """One or more files, as ``lrcn_fast.data.read_captions`` reads them."""
-    images: str | None = None
-    format: str = "auto"
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    validation_splits: list[str] = field(default_factory=list)
-    """Splits used for scheduled evaluation; empty: cut from the training photos."""
-    validation_fraction: float = field(default=0.1, metadata=_least(0.0, below=1.0))
-    min_count: int = field(default=5, metadata=_least(1))
-    max_words: int = field(default=20, metadata=_least(2))
-    """Training sequence length, <EOS> included; a longer caption is cut and loses its <EOS>."""
-    vocabulary_text: list[TextConfig] = field(default_factory=list)
-    """Counted for the vocabulary beside the training captions."""
-    cache: str | None = None
-    """Folder of the feature cache; default: ``features`` inside the output folder."""
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
     """``caffe_sgd`` keeps the learning rate inside the momentum history, as Caffe does."""
 
-    name: str = field(default="adamw", metadata=_choice("sgd", "caffe_sgd", "adam", "adamw"))
-    lr: float = field(default=1e-3, metadata=_least(0.0, exclusive=True))
-    momentum: float = field(default=0.9, metadata=_least(0.0, below=1.0))
-    beta1: float = field(default=0.9, metadata=_least(0.0, below=1.0))
-    beta2: float = field(default=0.999, metadata=_least(0.0, below=1.0))
-    weight_decay: float = field(default=0.0, metadata=_least(0.0))
+    name: str = field(default="adamw", metadata=choice("sgd", "caffe_sgd", "adam", "adamw"))
+    lr: float = field(default=1e-3, metadata=least(0.0, exclusive=True))
+    momentum: float = field(default=0.9, metadata=least(0.0, below=1.0))
+    beta1: float = field(default=0.9, metadata=least(0.0, below=1.0))
+    beta2: float = field(default=0.999, metadata=least(0.0, below=1.0))
+    weight_decay: float = field(default=0.0, metadata=least(0.0))
     decay_biases: bool = False
     multipliers: dict[str, float] = field(default_factory=dict)
     """Learning-rate factor per parameter name pattern (shell wildcards), first match wins; 0 freezes."""
@@ -120,97 +66,76 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Factor on every learning rate as a function of the step."""
 
-    name: str = field(default="constant", metadata=_choice("constant", "step", "cosine"))
-    warmup_steps: int = field(default=0, metadata=_least(0))
-    step_size: int = field(default=20000, metadata=_least(1))
-    gamma: float = field(default=0.5, metadata=_least(0.0, exclusive=True))
-    final: float = field(default=0.0, metadata=_least(0.0))
+    name: str = field(default="constant", metadata=choice("constant", "step", "cosine"))
+    warmup_steps: int = field(default=0, metadata=least(0))
+    step_size: int = field(default=20000, metadata=least(1))
+    gamma: float = field(default=0.5, metadata=least(0.0, exclusive=True))
+    final: float = field(default=0.0, metadata=least(0.0))
     """Cosine: the factor reached at the last step."""
 
 
 @dataclass(kw_only=True)
-class DropoutConfig:
-    """Probabilities of inverted dropout, applied in training only."""
-
-    features: float = field(default=0.0, metadata=_least(0.0, below=1.0))
-    embedding: float = field(default=0.0, metadata=_least(0.0, below=1.0))
-    lstm: float = field(default=0.0, metadata=_least(0.0, below=1.0))
-    """On the output of every LSTM layer but the last."""
-    output: float = field(default=0.0, metadata=_least(0.0, below=1.0))
-    """On the output of the last LSTM layer."""
-
-
-@dataclass(kw_only=True)
 class PhaseConfig:
-    """One stage of training."""
+    """One stage of training: what the loop needs to know of it, whatever the task."""
 
     name: str
-    data: str = field(default="captions", metadata=_choice("captions", "text"))
-    text: list[TextConfig] = field(default_factory=list)
-    """With ``data: text``: sources beside the training captions."""
-    encoder: str = field(default="cached", metadata=_choice("cached", "frozen", "train"))
-    """``cached``: features computed once; ``frozen``: computed anew, so that dropout and random crops work;
-    ``train``: fine-tuned (``optimizer.multipliers`` choose which layers)."""
-    views: int = field(default=1, metadata=_least(1))
-    """Cached features: views per photo, the plain one first, then random crops and mirror images."""
-    augment: bool = False
-    """Random crops and mirror images where the CNN runs in training."""
-    crop_area: float = field(default=0.6, metadata=_least(0.0, exclusive=True, below=1.0001))
-    """Smallest part of the photo's area that a random crop keeps."""
-    epochs: float = field(default=0.0, metadata=_least(0.0))
-    steps: int = field(default=0, metadata=_least(0))
-    batch_size: int = field(default=100, metadata=_least(1))
-    """Captions per step, over all processes."""
-    captions_per_image: int = field(default=1, metadata=_least(0))
-    """Captions of one photo that share a batch; 0: all of them."""
-    accumulate: int = field(default=1, metadata=_least(1))
+    epochs: float = field(default=0.0, metadata=least(0.0))
+    steps: int = field(default=0, metadata=least(0))
+    batch_size: int = field(default=100, metadata=least(1))
+    """Captions or clips per step, over all processes."""
+    accumulate: int = field(default=1, metadata=least(1))
     """Caffe's iter_size: batches per step, each of ``batch_size``."""
-    clip_norm: float = field(default=0.0, metadata=_least(0.0))
+    clip_norm: float = field(default=0.0, metadata=least(0.0))
     """Global gradient norm, taken on the sum over ``accumulate`` batches, as Caffe does; 0: off."""
-    loss_weight: float = field(default=1.0, metadata=_least(0.0, exclusive=True))
-    label_smoothing: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    loss_weight: float = field(default=1.0, metadata=least(0.0, exclusive=True))
+    label_smoothing: float = field(default=0.0, metadata=least(0.0, below=1.0))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    ema: float = field(default=0.0, metadata=_least(0.0, below=1.0))
+    ema: float = field(default=0.0, metadata=least(0.0, below=1.0))
     """Decay of the averaged weights that are evaluated and kept; 0: the weights themselves."""
-    evaluate_every: int = field(default=0, metadata=_least(0))
-    """Steps between evaluations on the validation photos; 0: once per epoch."""
-    patience: int = field(default=0, metadata=_least(0))
+    evaluate_every: int = field(default=0, metadata=least(0))
+    """Steps between evaluations on the validation data; 0: once per epoch."""
+    patience: int = field(default=0, metadata=least(0))
     """Evaluations without a better score before the phase stops; 0: never."""
-    keep: str = field(default="best", metadata=_choice("best", "last"))
+    keep: str = field(default="best", metadata=choice("best", "last"))
     """Weights the phase ends with: those of the best evaluation, or the last ones as in the paper."""
-    num_beams: int = field(default=3, metadata=_least(1))
-    max_new_tokens: int = field(default=20, metadata=_least(1))
-
-
-@dataclass(kw_only=True)
-class SearchConfig:
-    """How the trained model searches unless a call says otherwise; see ``GenerationConfig``."""
-
-    num_beams: int = field(default=5, metadata=_least(1))
-    length_penalty: float = 0.0
-    max_new_tokens: int = field(default=20, metadata=_least(1))
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """A whole run."""
+    """A whole run: what the loop needs to know of it, whatever the task."""
 
-    model: ModelConfig
-    data: DataConfig
-    phases: list[PhaseConfig]
-    generation: SearchConfig = field(default_factory=SearchConfig)
+    task: str
+    phases: typing.Sequence[PhaseConfig]
     format: int = FORMAT
-    seed: int = field(default=1701, metadata=_least(0))
-    precision: str = field(default="no", metadata=_choice("no", "bf16", "fp16"))
-    checkpoint_every: int = field(default=500, metadata=_least(1))
+    seed: int = field(default=1701, metadata=least(0))
+    precision: str = field(default="no", metadata=choice("no", "bf16", "fp16"))
+    checkpoint_every: int = field(default=500, metadata=least(1))
     """Steps between checkpoints; one is also written at every evaluation and phase end."""
-    encode_batch: int = field(default=32, metadata=_least(1))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, as the YAML file holds."""
         return dataclasses.asdict(self)
+
+    def check(self, name: str) -> None:
+        """Check what the fields' types and ranges do not say.
+
+        Args:
+            name: Of the file, for the message.
+
+        Raises:
+            ValueError: values that contradict each other.
+        """
+        if self.format != FORMAT:
+            raise ValueError(f"{name}: format must be {FORMAT}, got {self.format}")
+        if not self.phases:
+            raise ValueError(f"{name}: phases must hold at least one phase, got []")
+        for i, phase in enumerate(self.phases):
+            if (phase.epochs > 0) == (phase.steps > 0):
+                raise ValueError(
+                    f"{name}: phases[{i}] must set exactly one of epochs and steps, "
+                    f"got epochs {phase.epochs:g}, steps {phase.steps}"
+                )
 
 
 def recipe_names() -> list[str]:
@@ -270,32 +195,19 @@ def _yaml_value(yaml: Any, key: str, text: str) -> Any:
 
 
 def parse_config(values: Any, name: str = "config") -> TrainConfig:
-    """Check plain values (what ``TrainConfig.to_dict`` returns) and build the dataclasses."""
-    config = typing.cast(TrainConfig, _build(TrainConfig, values, name, ""))
-    if config.format != FORMAT:
-        raise ValueError(f"{name}: format must be {FORMAT}, got {config.format}")
-    if not config.phases:
-        raise ValueError(f"{name}: phases must hold at least one phase, got []")
-    for i, phase in enumerate(config.phases):
-        if (phase.epochs > 0) == (phase.steps > 0):
-            raise ValueError(
-                f"{name}: phases[{i}] must set exactly one of epochs and steps, "
-                f"got epochs {phase.epochs:g}, steps {phase.steps}"
-            )
-        if phase.data == "text" and phase.encoder == "train":
-            raise ValueError(f"{name}: phases[{i}].encoder must be cached or frozen for text, got 'train'")
-        k = phase.captions_per_image
-        if k and phase.batch_size % k:
-            raise ValueError(
-                f"{name}: phases[{i}].batch_size must be a multiple of captions_per_image = {k}, "
-                f"got {phase.batch_size}"
-            )
-    if config.model.tie_weights and config.model.embed_dim != config.model.hidden_size:
-        raise ValueError(
-            f"{name}: model.embed_dim must be hidden_size = {config.model.hidden_size} with tie_weights, "
-            f"got {config.model.embed_dim}"
-        )
+    """Check plain values (what ``TrainConfig.to_dict`` returns) and build the dataclasses of their task."""
+    task = values.get("task", "captioning") if isinstance(values, dict) else "captioning"
+    if task not in TASKS:
+        raise ValueError(f"{name}: task must be one of {', '.join(TASKS)}, got {task!r}")
+    config = typing.cast(TrainConfig, _build(task_class(task, 0), values, name, ""))
+    config.check(name)
     return config
+
+
+def task_class(task: str, which: typing.Literal[0, 1]) -> Any:
+    """Import the configuration (0) or the ``Task`` (1) of a key of ``TASKS``."""
+    module, _, found = TASKS[task][which].partition(".")
+    return getattr(importlib.import_module(f"lrcn_fast.training.{module}"), found)
 
 
 def _assign(values: Any, key: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrcn_fast.data import CaptionItem, CaptionSet, Vocabulary, photo_names, read_captions
 from lrcn_fast.models.captioner import pad_captions
-from lrcn_fast.training.config import DataConfig, TextConfig, TrainConfig
+from lrcn_fast.training.captioning_config import CaptioningConfig, DataConfig, TextConfig
 
 __all__ = ["Batch", "BatchStream", "CaptionData", "build_vocabulary", "read_splits", "read_text"]
 
@@ -184,7 +184,7 @@ def read_text(source: TextConfig, held_out: set[str], seed: int) -> list[str]:
     return sentences
 
 
-def build_vocabulary(config: TrainConfig, train: CaptionSet, held_out: set[str]) -> Vocabulary:
+def build_vocabulary(config: CaptioningConfig, train: CaptionSet, held_out: set[str]) -> Vocabulary:
     """Count the training captions and the configured text."""
     sentences = train.captions()
     for source in config.data.vocabulary_text:

@@ -1,42 +1,28 @@
-"""The training loop: phases of steps over one captioner, on Accelerate.
+"""The training loop: phases of steps over one model, on Accelerate; what is trained is a ``tasks.Task``.
 
 What a step does, in Caffe's order (lrcn_paper: solver semantics of the original release):
 
-    for each of ``accumulate`` batches:   g += d(loss_weight * mean word loss) / dw
+    for each of ``accumulate`` batches:   g += d(loss_weight * mean loss of a word or step) / dw
     clip the global norm of g; g /= accumulate; weight decay, momentum, update
 
 A run is a function of its configuration: batches come from (seed, phase, step), dropout from random
 states that a checkpoint holds, so a run that was killed and resumed ends with the same weights.
 """
 
-import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrcn_fast.data import CaptionSet, FeatureCache
-from lrcn_fast.models.captioner import Captioner, Dropout, Generation
 from lrcn_fast.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
-from lrcn_fast.training.config import PhaseConfig, TrainConfig
-from lrcn_fast.training.data import (
-    Batch,
-    BatchStream,
-    CaptionData,
-    build_vocabulary,
-    read_splits,
-    read_text,
-)
+from lrcn_fast.training.config import PhaseConfig, TrainConfig, parse_config, task_class
 from lrcn_fast.training.optim import WeightAverage, make_optimizer, schedule_factor, select_parameters
-from lrcn_fast.training.photos import PhotoReader, require_photos, view_features
 from lrcn_fast.training.report import Reporter
-from lrcn_fast.training.scoring import score_captions
+from lrcn_fast.training.tasks import Context, Stage, Task
 
 __all__ = ["Trainer", "train"]
 
@@ -49,7 +35,7 @@ def train(
     restart: bool = False,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Train a captioner and write it to ``out/model``.
+    """Train what the configuration describes and write it to ``out/model``.
 
     A run that stopped half-way continues from its last checkpoint when it is called again with the same
     configuration and folder. Under ``torchrun`` or ``accelerate launch`` the batch is shared between the
@@ -69,32 +55,6 @@ def train(
         ValueError: the configuration contradicts the data, or ``out`` holds a run of another configuration.
     """
     return Trainer(config, Path(out), device=device, restart=restart, progress=progress).run()
-
-
-class _Objective(nn.Module):
-    """The loss as one module call, which is what DistributedDataParallel needs to see."""
-
-    def __init__(self, model: Captioner, label_smoothing: float) -> None:
-        super().__init__()
-        self.model = model
-        self._label_smoothing = label_smoothing
-
-    def forward(
-        self,
-        images: Tensor | None,
-        features: Tensor | None,
-        photo_of: Tensor,
-        tokens: Tensor,
-        lengths: Tensor,
-    ) -> Tensor:
-        if images is not None:
-            features = self.model.encode(images)
-        if features is not None:
-            # An embedding look-up: unlike index_select, its backward adds in a fixed order on GPUs too.
-            features = F.embedding(photo_of, features)
-        return self.model.loss(
-            features, tokens, lengths, label_smoothing=self._label_smoothing, reduction="sum"
-        )
 
 
 class Trainer:
@@ -135,13 +95,9 @@ class Trainer:
 
         set_seed(config.seed)
         state = self._read_checkpoint()
-        train_set, validation, self._held_out = read_splits(config.data, config.seed)
-        self.train_items: CaptionSet = train_set
-        self.validation_items: CaptionSet | None = validation
-        self.model = self._build_model()
-        self._trains_encoder = any(p.encoder == "train" for p in config.phases)
         self.report = Reporter(out, self.is_main, progress)
-        self._cache: dict[Any, Tensor] = {}
+        self.task: Task = task_class(config.task, 1)(config, Context(out, self.accelerator, self.report))
+        self.model = self.task.model
         self.history: list[dict[str, Any]] = []
         self._phase, self._step = 0, 0
         self._best: dict[str, Any] | None = None
@@ -165,7 +121,9 @@ class Trainer:
         if not path.exists():
             return None
         state = load_checkpoint(path)
-        before, now = _flatten(state["config"]), _flatten(self.config.to_dict())
+        # Read through the dataclasses: keys that are newer than the checkpoint have their defaults there.
+        before = _flatten(parse_config(state["config"], str(path)).to_dict())
+        now = _flatten(self.config.to_dict())
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         if changed:
             raise ValueError(
@@ -180,85 +138,13 @@ class Trainer:
             )
         return state
 
-    def _build_model(self) -> Captioner:
-        m = self.config.model
-        options = {
-            "features": m.encoder_features,
-            "dropout": m.encoder_dropout,
-            "freeze_batch_norm": m.freeze_batch_norm,
-        }
-        sizes = {
-            "variant": m.variant,
-            "embed_dim": m.embed_dim,
-            "hidden_size": m.hidden_size,
-            "tie_weights": m.tie_weights,
-            "feature_norm": m.feature_norm,
-            "feature_projection": m.feature_projection,
-            "feature_activation": m.feature_activation,
-        }
-        if m.init_from is None:
-            vocabulary = build_vocabulary(self.config, self.train_items, self._held_out)
-            model = Captioner(
-                m.encoder,
-                vocabulary=vocabulary,
-                encoder_weights=m.encoder_weights,
-                encoder_options={k: v for k, v in options.items() if v is not None},
-                init_scale=m.init_scale,
-                **sizes,  # type: ignore[arg-type]
-            )
-        else:
-            model = Captioner.from_pretrained(m.init_from)
-            held = {**model.config(), "encoder": model.encoder.name}
-            for key, value in {**sizes, "encoder": m.encoder}.items():
-                if held[key] != value:
-                    raise ValueError(
-                        f"train: model.{key} must be that of init_from = {held[key]!r}, got {value!r}"
-                    )
-        if m.encoder_resize is not None:
-            encoder = model.encoder
-            encoder.preprocessing = dataclasses.replace(encoder.preprocessing, resize=m.encoder_resize)
-        model.generation = Generation(**dataclasses.asdict(self.config.generation))
-        return model.to(self.accelerator.device)
-
-    def _features(self, items: CaptionSet, views: int, crop_area: float, keep: bool = True) -> Tensor:
-        """CNN features [N, views, C], kept in memory and on disk unless the CNN is about to change."""
-        key = (id(items), views, crop_area)
-        if key in self._cache:
-            return self._cache[key]
-        encoder, cache = self.model.encoder, None
-        if keep:
-            folder = self.config.data.cache or self.out / "features"
-            cache = FeatureCache(folder, encoder.fingerprint(), encoder.feature_dim)
-        # The first process computes and writes, the others read what it wrote.
-        with self.accelerator.main_process_first():
-            with self.report.bar("features", len(items) * views) as advance:
-                features = view_features(
-                    self.model,
-                    items,
-                    views=views,
-                    crop_area=crop_area,
-                    seed=self.config.seed,
-                    batch_size=self.config.encode_batch,
-                    cache=cache,
-                    progress=advance,
-                )
-        features = features.to(self.accelerator.device)
-        if keep:
-            self._cache[key] = features
-        return features
-
     # ---- the run ------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Run every phase that is left and write the model."""
         try:
-            model = self.model
-            if (
-                model.feature_norm == "standardize"
-                and self.config.model.init_from is None
-                and self._resume is None
-            ):
-                model.set_feature_statistics(self._features(self.train_items, 1, 1.0)[:, 0])
+            if self._resume is None:
+                self.task.start()
             while self._phase < len(self.config.phases):
                 self._run_phase(self.config.phases[self._phase])
                 self._phase += 1
@@ -281,56 +167,29 @@ class Trainer:
         return max(found, key=lambda e: e["score"], default=None)
 
     def _write_model(self, summary: dict[str, Any]) -> None:
-        from lrcn_fast.models.bundle import save_bundle
-
         best = summary["best"]
         scores = {} if best is None else {k: v for k, v in best.items() if isinstance(v, float)}
         self.model.eval()
-        save_bundle(
-            self.model,
-            self.out / "model",
-            details={
-                "training": _without_folders(self.config.to_dict()),
-                "photos": len(self.train_items),
-                "validation": scores,
-            },
-        )
+        details = {"training": _without_folders(self.config.to_dict()), "validation": scores}
+        self.task.save(self.out / "model", details)
         temporary = self.out / ".history.json.tmp"
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
         os.replace(temporary, self.out / "history.json")
 
     def _run_phase(self, phase: PhaseConfig) -> None:
         accelerator, model = self.accelerator, self.model
-        index = self._phase
         device = accelerator.device
-        data = self._phase_data(phase)
-        stream = BatchStream(
-            data,
-            phase.batch_size,
-            phase.captions_per_image,
-            (self.config.seed, index),
-            model.vocabulary.pad_id,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        steps_per_epoch = max(1, stream.batches_per_epoch // phase.accumulate)
+        stage = self.task.stage(self._phase)
+        steps_per_epoch = max(1, stage.batches_per_epoch // phase.accumulate)
         total = phase.steps or max(1, round(phase.epochs * steps_per_epoch))
         every = phase.evaluate_every or steps_per_epoch
 
-        model.encoder.set_trainable(phase.encoder == "train" and phase.data == "captions")
-        model.dropout = Dropout(**dataclasses.asdict(phase.dropout))
-        named = [
-            (name, p)
-            for name, p in model.named_parameters()
-            if (model.encoder.trainable or not name.startswith("encoder."))
-            and (phase.data == "captions" or not name.startswith("feature_projection."))
-        ]
         for p in model.parameters():
             p.requires_grad_(False)
-        selected = select_parameters(named, phase.optimizer.multipliers)
+        selected = select_parameters(stage.parameters, phase.optimizer.multipliers)
         optimizer = make_optimizer(selected, phase.optimizer)
         average = WeightAverage(selected, phase.ema) if phase.ema else None
-        objective, prepared = accelerator.prepare(_Objective(model, phase.label_smoothing), optimizer)
+        objective, prepared = accelerator.prepare(stage.objective, optimizer)
         parameters = [p for _, p, _ in selected]
         if self._resume is not None:
             if self._step:
@@ -349,7 +208,7 @@ class Trainer:
                 "scaler": {} if accelerator.scaler is None else accelerator.scaler.state_dict(),
             }
 
-        batches = self._batches(phase, stream, self._step * phase.accumulate, total * phase.accumulate)
+        batches = stage.batches(self._step * phase.accumulate, total * phase.accumulate)
         world = accelerator.num_processes
         with self.report.bar(phase.name, total, self._step) as advance:
             stopped = self._stopped_early(phase)
@@ -361,18 +220,12 @@ class Trainer:
                 prepared.zero_grad(set_to_none=True)
                 step_loss = torch.zeros((), device=device)
                 for _ in range(phase.accumulate):
-                    batch, images, features = next(batches)
+                    inputs, count = next(batches)
                     with accelerator.autocast():
-                        loss = objective(
-                            images,
-                            features,
-                            batch.photo_of.to(device),
-                            batch.tokens.to(device),
-                            batch.lengths,
-                        )
+                        loss = objective(*inputs)
                     # Processes hold shares of one batch: DDP averages, so each share counts `world` times.
-                    accelerator.backward(loss * (phase.loss_weight * world / batch.total_words))
-                    step_loss += loss.detach() * (world / batch.total_words / phase.accumulate)
+                    accelerator.backward(loss * (phase.loss_weight * world / count))
+                    step_loss += loss.detach() * (world / count / phase.accumulate)
                 if phase.clip_norm:
                     accelerator.clip_grad_norm_(parameters, phase.clip_norm)
                 if phase.accumulate > 1:
@@ -388,7 +241,7 @@ class Trainer:
                 if self._step % every == 0 or self._step == total:
                     mean_loss = self._losses[0] / self._losses[1]
                     self._losses = [0.0, 0.0]
-                    stopped = self._evaluate(phase, average, mean_loss, factor)
+                    stopped = self._evaluate(phase, stage, average, mean_loss, factor)
                     self._save(extra())
                 elif self._step % self.config.checkpoint_every == 0:
                     self._save(extra())
@@ -397,46 +250,8 @@ class Trainer:
             self._load_best()
         elif average is not None:
             average.swap()
-        if phase.encoder == "train":
-            self._cache.clear()
+        self.task.finish(self._phase)
         accelerator.free_memory()
-
-    def _phase_data(self, phase: PhaseConfig) -> CaptionData:
-        words = self.config.data.max_words
-        if phase.data == "captions":
-            return CaptionData.from_items(self.train_items, self.model.vocabulary, words)
-        sentences = self.train_items.captions()
-        for source in phase.text:
-            sentences += read_text(source, self._held_out, self.config.seed)
-        return CaptionData.from_text(sentences, self.model.vocabulary, words)
-
-    def _batches(
-        self, phase: PhaseConfig, stream: BatchStream, start: int, stop: int
-    ) -> Generator[tuple[Batch, Tensor | None, Tensor | None], None, None]:
-        device = self.accelerator.device
-        if phase.data == "text":
-            for n in range(start, stop):
-                yield stream[n], None, None
-        elif phase.encoder == "cached":
-            features = self._features(self.train_items, phase.views, phase.crop_area)
-            for n in range(start, stop):
-                batch = stream[n]
-                view = torch.zeros(len(batch.photos), dtype=torch.int64)
-                if phase.views > 1:
-                    view = _random_views(batch, phase.views)
-                yield batch, None, features[torch.tensor(batch.photos, device=device), view.to(device)]
-        else:
-            reader = PhotoReader(self.model, require_photos(self.train_items), phase.crop_area)
-            try:
-                wanted = (
-                    (b.photos, [(*b.seed, i) if phase.augment else None for i in range(len(b.photos))])
-                    for b in (stream[n] for n in range(start, stop))
-                )
-                for n, images in enumerate(reader.ahead(wanted), start):
-                    # Half again as fast on a CPU, where most layers are depthwise.
-                    yield stream[n], images.to(device, memory_format=torch.channels_last), None
-            finally:
-                reader.close()
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -444,7 +259,12 @@ class Trainer:
         return bool(phase.patience) and self._bad_evaluations >= phase.patience
 
     def _evaluate(
-        self, phase: PhaseConfig, average: WeightAverage | None, train_loss: float, factor: float
+        self,
+        phase: PhaseConfig,
+        stage: Stage,
+        average: WeightAverage | None,
+        train_loss: float,
+        factor: float,
     ) -> bool:
         """Score the current (or averaged) weights, keep them if best; returns whether to stop."""
         entry: dict[str, Any] = {
@@ -453,21 +273,21 @@ class Trainer:
             "train_loss": train_loss,
             "lr": phase.optimizer.lr * factor,
         }
-        if self.validation_items is None:
+        if stage.scores is None:
             self.history.append(entry)
             self.report.log(entry)
             return False
         if average is not None:
             average.swap()
         self.model.eval()
-        entry.update(self._scores(phase, self.validation_items))
+        entry.update(stage.scores())
         better = self._best is None or entry["score"] > self._best["score"]
         if better:
             self._best, self._bad_evaluations = dict(entry), 0
             if self.is_main:
                 save_checkpoint(
                     self.out / "best.pt",
-                    {"phase": self._phase, "step": self._step, "model": self._model_state()},
+                    {"phase": self._phase, "step": self._step, "model": self.task.weights()},
                 )
         else:
             self._bad_evaluations += 1
@@ -477,26 +297,7 @@ class Trainer:
         self.report.log(entry)
         return self._stopped_early(phase)
 
-    def _scores(self, phase: PhaseConfig, items: CaptionSet) -> dict[str, float]:
-        features: Tensor | None = None
-        if phase.data == "captions":
-            features = self._features(items, 1, 1.0, keep=phase.encoder != "train")[:, 0]
-        return score_captions(
-            self.model,
-            items,
-            features,
-            max_words=self.config.data.max_words,
-            num_beams=phase.num_beams,
-            max_new_tokens=phase.max_new_tokens,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
-
     # ---- state --------------------------------------------------------------------------------
-
-    def _model_state(self) -> dict[str, Tensor]:
-        state = self.model.state_dict()
-        return {k: v for k, v in state.items() if self._trains_encoder or not k.startswith("encoder.")}
 
     def _load_best(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -517,7 +318,7 @@ class Trainer:
                     "world": self.accelerator.num_processes,
                     "phase": self._phase,
                     "step": self._step,
-                    "model": self._model_state(),
+                    "model": self.task.weights(),
                     "random": states,
                     "best": self._best,
                     "bad_evaluations": self._bad_evaluations,
@@ -527,12 +328,6 @@ class Trainer:
                 },
             )
         self.accelerator.wait_for_everyone()
-
-
-def _random_views(batch: Batch, views: int) -> Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.random.default_rng(batch.seed).integers(views, size=len(batch.photos)))
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Reporter:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ImportError("training needs tensorboard: pip install 'lrcn_fast[train]'") from error
-            self._board = SummaryWriter(str(out / "tensorboard"))
+            # Opened by the first entry: a run that fails before leaves no events.
+            self._open = partial(SummaryWriter, str(out / "tensorboard"))
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int, start: int = 0) -> Iterator[Callable[[int, int], None]]:
@@ -58,13 +60,17 @@ class Reporter:
             return
         with open(self._log, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if self._board is None:
+            self._board = self._open()
         for name, value in entry.items():
             if isinstance(value, float):
                 self._board.add_scalar(f"{entry['phase']}/{name}", value, entry["step"])
         self._board.flush()
         if self._show:
             shown = {
-                k: v for k, v in entry.items() if k in ("train_loss", "validation_loss", "bleu_4", "cider_d")
+                k: v
+                for k, v in entry.items()
+                if k in ("train_loss", "validation_loss", "bleu_4", "cider_d", "accuracy")
             }
             values = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
             print(f"{entry['phase']} step {entry['step']}  {values}", file=sys.stderr)
