@@ -1,7 +1,8 @@
-"""Captions, vocabularies, image features on disk, and the batches training reads.
+"""Captions, vocabularies, videos, image features on disk, and the batches training reads.
 
-Vocabulary, caption sets and their readers need nothing but numpy; the feature cache and the datasets
-need torch (``pip install 'lrcn_fast[models]'``) and are loaded on first use.
+Vocabulary, sets of captions or videos and their readers need nothing but numpy; videos and optical flow need
+``pip install 'lrcn_fast[video]'``; the feature cache and the datasets need torch (``pip install
+'lrcn_fast[models]'``). Each is loaded on first use.
 """
 
 import importlib
@@ -29,6 +30,12 @@ _NAMES = {
     "clip_indices": "video",
     "open_video": "video",
     "sliding_indices": "video",
+    "VideoItem": "video_sets",
+    "VideoSet": "video_sets",
+    "read_ucf101": "video_sets",
+    "read_ut_interaction": "video_sets",
+    "read_video_folders": "video_sets",
+    "read_video_list": "video_sets",
     "uniform_indices": "video",
 }
 
