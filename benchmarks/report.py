@@ -1,7 +1,7 @@
-"""Fill the tables of the README from the committed result files.
+"""Fill the tables of the README and of docs/paper.md from the committed result files.
 
 ``python benchmarks/report.py`` rewrites every block between ``<!-- results: name -->`` and
-``<!-- end -->``; ``--check`` only says whether one is stale. No figure in the README is typed by hand.
+``<!-- end -->``; ``--check`` only says whether one is stale. No figure of ours there is typed by hand.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import flickr8k
 import harness
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md")
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -57,9 +58,7 @@ def _plain(name: str) -> str:
 def captions() -> str:
     """The scores of each model with greedy search and beams, and of the nearest neighbour."""
     path, report = harness.newest("flickr8k")
-    table = flickr8k.markdown(
-        report, ("bleu_4", "rouge_l", "cider_d"), ("own", "greedy", "beam 2", "beam 4", "beam 5", "beam 10")
-    )
+    table = flickr8k.markdown(report, ("bleu_4", "rouge_l", "cider_d"), ("own", "greedy", "beam 5", "cosine"))
     note = (
         f"{report['data']} ([data](benchmarks/results/{path.name}); "
         "[every way to decode](benchmarks/results/flickr8k.md))."
@@ -67,11 +66,40 @@ def captions() -> str:
     return f"{table}\n{note}\n"
 
 
+def ablation() -> str:
+    """The paper's comparison of models and ways to decode, on our data; and how novel the sentences are."""
+    path, report = harness.newest("flickr8k")
+    runs = [
+        (f"LRCN_{name.partition('_')[0]}", cnn, run["decoding"])
+        for name, run in report["runs"].items()
+        if (cnn := name.partition("_")[2]) in ("frozen", "finetuned")
+    ]
+    ways = [way for way in runs[0][2] if not way.startswith("own")]
+    parts = []
+    for what, metric in (("CIDEr-D", "cider_d"), ("BLEU-4", "bleu_4")):
+        parts += [f"| {what} | CNN | " + " | ".join(ways) + " |", "|---" * (len(ways) + 2) + "|"]
+        parts += [
+            f"| {model} | {cnn} | " + " | ".join(f"{decoding[way][metric]:.3f}" for way in ways) + " |"
+            for model, cnn, decoding in runs
+        ]
+        parts.append("")
+    shown = ("greedy", "beam 5", "sample N=1 T=2", "sample N=100 T=1.5")
+    parts += ["| share of the vocabulary used / of sentences that are not in the training captions | CNN | "]
+    parts[-1] += " | ".join(shown) + " |"
+    parts.append("|---" * (len(shown) + 2) + "|")
+    for model, cnn, decoding in runs:
+        cells = [f"{decoding[w]['vocabulary_share']:.1%} / {decoding[w]['novel']:.1%}" for w in shown]
+        parts.append(f"| {model} | {cnn} | " + " | ".join(cells) + " |")
+    parts += ["", f"{report['data']} ([data](../benchmarks/results/{path.name})).", ""]
+    return "\n".join(parts)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
     "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
     "decode": lambda: speed("decode", "beam search, LRCN_2f, V=8801, E=H=1000, K=5, 20 steps"),
     "captions": captions,
+    "paper-captions": ablation,
 }
 
 
@@ -81,19 +109,22 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite the README, or check it."""
+    """Rewrite the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is stale")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = render(old)
-    if check:
-        if new != old:
-            print("README.md is stale: run python benchmarks/report.py", file=sys.stderr)
-        return int(new != old)
-    readme.write_text(new)
-    return 0
+    stale = 0
+    for page in PAGES:
+        old = page.read_text()
+        new = render(old)
+        if new == old:
+            continue
+        if check:
+            print(f"{page.name} is stale: run python benchmarks/report.py", file=sys.stderr)
+            stale = 1
+        else:
+            page.write_text(new)
+    return stale
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ def lstm(
     The floating-point arguments share one dtype and device: float32 (fused), float64 (the readable
     reference), bfloat16 or float16 (computed in float32). Differentiable twice.
 
+    On the CPU a step whose rows all come from a zero state (of ``h0``, or reset by ``cont``) skips the
+    product with ``w_hh``: a NaN or infinity there shows first in the step after.
+
     Raises:
         ValueError: If a shape, dtype, device or length is wrong, or ``packed`` is given where a gradient
             is needed.

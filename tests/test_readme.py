@@ -30,6 +30,16 @@ def test_example_prints_what_it_says():
     assert printed.getvalue().splitlines() == promised
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_recipes_of_the_papers_tables_exist():
+    training = pytest.importorskip("lrcn_fast.training")
+    named = re.findall(r"`((?:coco|flickr30k|ucf101)_\w+)`", (ROOT / "docs" / "paper.md").read_text())
+    assert named
+    assert not set(named) - set(training.recipe_names())

@@ -1,0 +1,58 @@
+"""Draw the figures of docs/ from the committed result files: ``python benchmarks/plots.py``."""
+
+from pathlib import Path
+from typing import Any
+
+import harness
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
+BEAMS = {1: "greedy", 2: "beam 2", 3: "beam 3", 4: "beam 4", 5: "beam 5", 10: "beam 10"}
+DRAWS = {1: "sample N=1 T=2", 10: "sample N=10 T=2", 25: "sample N=25 T=2", 100: "sample N=100 T=2"}
+COLOURS = {"1u": "tab:blue", "2u": "tab:orange", "2f": "tab:green"}
+
+
+def captions() -> None:
+    """The paper's ablations on our data: variant, CNN, beam width, number of draws, novelty."""
+    _, report = harness.newest("flickr8k")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for name, run in report["runs"].items():
+        variant, _, cnn = name.partition("_")
+        if cnn not in ("frozen", "finetuned"):
+            continue
+        decoding: dict[str, Any] = run["decoding"]
+        style: dict[str, Any] = {
+            "color": COLOURS[variant],
+            "linestyle": "-" if cnn == "finetuned" else "--",
+            "marker": "o",
+            "markersize": 3,
+            "label": f"{variant}, CNN {cnn.replace('finetuned', 'fine-tuned')}",
+        }
+        left.plot(list(BEAMS), [decoding[w]["cider_d"] for w in BEAMS.values()], **style)
+        middle.plot(list(DRAWS), [decoding[w]["cider_d"] for w in DRAWS.values()], **style)
+        right.scatter(
+            [100 * decoding[w]["vocabulary_share"] for w in decoding],
+            [100 * decoding[w]["novel"] for w in decoding],
+            s=14,
+            color=COLOURS[variant],
+            marker="o" if cnn == "finetuned" else "x",
+        )
+    baseline = max(scores["cider_d"] for scores in report["baseline"].values())
+    for axes, label in ((left, "beam width"), (middle, "captions drawn at T=2, the likeliest kept")):
+        axes.axhline(baseline, color="grey", linewidth=1, label="nearest neighbour")
+        axes.set(xlabel=label, ylabel="CIDEr-D", xscale="log", ylim=(0, None))
+        axes.set_xticks(list(BEAMS if axes is left else DRAWS))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.minorticks_off()
+    left.legend(fontsize=7, loc="lower right")
+    right.set(xlabel="vocabulary used, %", ylabel="sentences not among the training captions, %")
+    figure.suptitle("LRCN on the 113 dev photos of Flickr8k-small", fontsize=10)
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / "captions.png", dpi=110)
+
+
+if __name__ == "__main__":
+    captions()
