@@ -234,6 +234,27 @@ def test_foreign_files(content, got, tmp_path):
         open_video(content)
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi-mpeg4", "mpegts"])
+def test_damaged_files_are_read_or_refused(kind):
+    """Bytes changed at random: the frames that are counted are those that come, or one ValueError."""
+    content = encoded(20, **KINDS[kind])
+    refused = []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        damaged = bytearray(content)
+        for _ in range(random.choice([1, 3, 20])):
+            damaged[random.integers(len(content))] = random.integers(256)
+        try:
+            video = open_video(bytes(damaged))
+            count = len(video)
+            assert len(list(video)) == count
+            video.frames([count - 1, 0, count // 2])
+        except ValueError as error:
+            refused.append(str(error))
+    assert 0 < len(refused) < 40
+    assert all("must be a whole video file, got" in text and "\n" not in text for text in refused)
+
+
 def test_audio_is_no_video(tmp_path):
     import wave
 

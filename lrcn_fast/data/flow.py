@@ -37,8 +37,8 @@ def optical_flow(frames: Iterable[Frame], method: str = "dis") -> Flow:
     Args:
         frames: RGB [N, H, W, 3] or grey [N, H, W] uint8, N >= 2; a :class:`~lrcn_fast.data.video.Video`, or
             anything else that yields frames.
-        method: "dis" (Kroeger et al. 2016, OpenCV's medium preset), "farneback" (Farneback 2003; three
-            times slower), "tvl1" (Zach et al. 2007; needs opencv-contrib) or "brox" (Brox et al. 2004, the
+        method: "dis" (Kroeger et al. 2016, OpenCV's medium preset), "farneback" (Farneback 2003; about 1.5
+            times as slow), "tvl1" (Zach et al. 2007; needs opencv-contrib) or "brox" (Brox et al. 2004, the
             paper's; needs an OpenCV built with its contrib modules and CUDA).
 
     Returns:

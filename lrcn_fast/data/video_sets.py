@@ -274,7 +274,7 @@ def read_ut_interaction(folder: PathLike) -> VideoSet:
             items.append(VideoItem(path.stem, path, int(match[2]), "", match[1]))
     if not items:
         raise ValueError(f"{caller}: {root} must hold videos <number>_<sequence>_<class>.avi, got none")
-    return VideoSet(items, UT_INTERACTION, root.name)
+    return VideoSet(items, UT_INTERACTION, root.resolve().name)
 
 
 def read_video_folders(folder: PathLike) -> VideoSet:
@@ -305,7 +305,7 @@ def read_video_folders(folder: PathLike) -> VideoSet:
         ]
     if not items:
         raise ValueError(f"{caller}: {root} must hold a folder for each class, got none")
-    return VideoSet(items, classes, root.name)
+    return VideoSet(items, classes, root.resolve().name)
 
 
 def read_video_list(
