@@ -1,6 +1,6 @@
 """The word-by-word half of a captioner: embedding, LSTM layers, vocabulary projection, and search."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lrcn_fast import ops, ops_decode
 from lrcn_fast._decoder_layers import Layout
 from lrcn_fast._decoder_pack import PackedDecoder
+from lrcn_fast._decoder_scoring import score_captions
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
 from lrcn_fast.reference_decoder import search_eagerly
 
@@ -211,6 +212,42 @@ class CaptionDecoder(PackedDecoder):
             logits = logits.float()
         logprobs = -F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         return torch.where(valid, logprobs, 0.0).sum(1)
+
+    def pairwise_log_likelihood(
+        self,
+        captions: Sequence[Sequence[int]],
+        features: Tensor | None,
+        *,
+        batch_size: int = 1024,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Tensor:
+        """The log-probability of every caption for every image, without gradients.
+
+        What pairs have in common is computed once: the steps of captions that begin alike, layers below
+        the static one, and the images' gate terms. Uses the parameters as they are, not the packed ones.
+
+        Args:
+            captions: S captions as token ids, of any lengths. The end of sentence counts where a caption
+                has it as its last word; an empty caption has log-probability 0.
+            features: The images [B, F], or None for a language model, where B is 1.
+            batch_size: Rows, each the beginning of a caption for an image, computed at a time. Memory is
+                about that of 2 V + 24 H numbers per row.
+            progress: Called with the pairs done and the pairs in all, after every block of pairs.
+
+        Returns:
+            Sums of log p [B, S]: float32, or float64 for a float64 model.
+        """
+        self._check_features("pairwise_log_likelihood", features)
+        if batch_size < 1:
+            raise ValueError(f"pairwise_log_likelihood: batch_size must be at least 1, got {batch_size}")
+        ids = [[int(w) for w in caption] for caption in captions]
+        for s, caption in enumerate(ids):
+            if caption and not (0 <= min(caption) and max(caption) < self.vocab_size):
+                raise ValueError(
+                    f"pairwise_log_likelihood: captions[{s}] must hold token ids in "
+                    f"0..{self.vocab_size - 1}, got {min(caption)}..{max(caption)}"
+                )
+        return score_captions(self, features, ids, batch_size=batch_size, progress=progress)
 
     def _check_features(self, function: str, features: Tensor | None) -> None:
         size = self.feature_dim

@@ -223,6 +223,12 @@ def test_log_likelihood_is_that_of_the_caption(model, photos):
         logits = model.decoder(words, static)
         expected = -F.cross_entropy(logits.transpose(1, 2), words, reduction="none").sum(1)
         torch.testing.assert_close(scores[:, j], expected, rtol=0, atol=1e-5)
+    without = model.log_likelihood(photos, captions, end_marker=False)
+    ends = torch.stack([
+        model.decoder(torch.tensor([[*model.vocabulary.encode(c), 0]]).expand(3, -1), static)[:, -1]
+        for c in captions
+    ], 1)  # fmt: skip
+    torch.testing.assert_close(without + ends.log_softmax(-1)[..., 0], scores, rtol=0, atol=1e-5)
     best = model.caption(photos, num_beams=4, max_new_tokens=20)
     for i, found in enumerate(best):
         if found[0].text.endswith("...") or not found[0].text:

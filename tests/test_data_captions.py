@@ -285,6 +285,31 @@ def test_hold_out():
         captions.hold_out(5, name="train")
 
 
+def test_msvd_lines(tmp_path):
+    path = tmp_path / "sents_val_lc_nopunc.txt"
+    path.write_text("vid1201\ta man is cooking\nvid1202\ta cat\n\nvid1201\ta cook\tstirs\n")
+    clips = read_captions(path)
+    assert [(c.id, c.captions, c.split, c.image) for c in clips] == [
+        ("vid1201", ("a man is cooking", "a cook stirs"), "val", None),
+        ("vid1202", ("a cat",), "val", None),
+    ]
+    assert [c.split for c in read_captions(path, split="mine")] == ["mine", "mine"]
+    path.write_text("vid1\ta man\nno tab\n")
+    with pytest.raises(
+        ValueError, match=r"sents_val.* line 2 must be vid<number><TAB>sentence, got 'no tab'"
+    ):
+        read_captions(path)
+
+
+def test_msvd(data_dir):
+    sets = [
+        read_captions(data_dir("msvd_captions", f"sents_{s}_lc_nopunc.txt")) for s in ("train", "val", "test")
+    ]
+    assert [(len(s), s[0].split, len(s.captions())) for s in sets] == [
+        (1200, "train", 48774), (100, "val", 4290), (670, "test", 27763),
+    ]  # fmt: skip
+
+
 def test_flickr8k_small(data_dir):
     captions = read_captions(data_dir("flickr8k_small"))
     assert captions.splits == {"train": 753, "dev": 113}

@@ -18,7 +18,7 @@ from typing import Any
 from lrcn_fast._files import parse_json, read_text
 from lrcn_fast.data.captions import _SUFFIXES, CaptionItem, CaptionSet
 
-FORMATS = ("auto", "coco", "karpathy", "flickr", "records", "mapping", "csv")
+FORMATS = ("auto", "coco", "karpathy", "flickr", "msvd", "records", "mapping", "csv")
 
 _CALLER = "read_captions"
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "image_name", "image_path", "path", "photo", "img",
@@ -27,7 +27,8 @@ _CAPTION_KEYS = ("caption", "captions", "sentence", "sentences", "text", "texts"
                  "description", "descriptions", "raw")  # fmt: skip
 _SPLIT_KEYS = ("split", "set", "subset", "partition")
 _NUMBERED = re.compile(r"(?:caption|sentence|text|comment|description)[ _-]?\d+")
-_FLICKR_LINE = re.compile(r"(?P<name>[^\t]+?)#(?P<number>\d+)\t(?P<caption>.*)")
+_FLICKR_LINE = re.compile(r"(?P<name>[^\t]+?)#\d+\t(?P<caption>.*)")
+_MSVD_LINE = re.compile(r"(?P<name>vid\d+)\t(?P<caption>.*)")
 
 
 @dataclass
@@ -54,7 +55,8 @@ def read_captions(
     ============  ==========================================================================================
     ``coco``      ``{"images": [{id, file_name}], "annotations": [{image_id, caption}]}``
     ``karpathy``  ``{"images": [{filename, split, sentences: [{raw}]}]}``
-    ``flickr``    lines ``name.jpg#k<TAB>caption``
+    ``flickr``    lines ``name.jpg#k<TAB>caption`` (Flickr8k, Flickr30k)
+    ``msvd``      lines ``vid7<TAB>sentence`` (clips of MSVD / YouTube2Text; the clip is the "photo")
     ``records``   JSON list, or one JSON object per line: an image, a split if known, and a caption, a list
                   of them or ``caption_0``, ``caption_1``, ...
     ``mapping``   JSON ``{image name or id: [captions]}``
@@ -69,8 +71,8 @@ def read_captions(
             results*.csv, *.token* (with its photos in it or in ``images/`` below it).
         images: folder of the photos. Default: the folder of the file, or ``images/`` in it, whichever has
             them.
-        split: split of photos that name none; "" leaves them without. For COCO, "" takes the word train,
-            val or test out of the file's name.
+        split: split of photos that name none; "" leaves them without. For COCO and MSVD, "" takes the word
+            train, val or test out of the file's name.
         exclude: photos to leave out: ids, file names or stems. The text of a data set usually contains the
             captions of the photos somebody evaluates on; see :func:`~lrcn_fast.data.captions.photo_names`.
         format: one of the table; "auto" looks at the content.
@@ -98,7 +100,7 @@ def read_captions(
     text = read_text(path, _CALLER)
     content, format = _recognise(text, path, format)
     photos = _PARSERS[format](content, path)
-    if format == "coco" and not split:
+    if format in ("coco", "msvd") and not split:
         split = next((name for name in ("train", "val", "test") if name in path.name.lower()), "")
 
     items = []
@@ -136,7 +138,7 @@ def _recognise(text: str, path: Path, format: str) -> tuple[Any, str]:
     """Return what the parser of a format takes, and the format."""
     if not text.strip():
         raise ValueError(f"{_CALLER}: {path} must have at least one caption, got an empty file")
-    if format in ("flickr", "csv"):
+    if format in ("flickr", "msvd", "csv"):
         return text, format
     if text.lstrip()[0] in "[{":
         content = _json_or_lines(text, path)
@@ -154,7 +156,8 @@ def _recognise(text: str, path: Path, format: str) -> tuple[Any, str]:
             f"{_CALLER}: {path} line 1 must start a JSON object or list, got {_short(text[:60])}"
         )
     first = text.lstrip().splitlines()[0]
-    return text, "flickr" if _FLICKR_LINE.fullmatch(first) else "csv"
+    lines = {"flickr": _FLICKR_LINE, "msvd": _MSVD_LINE}
+    return text, next((kind for kind, line in lines.items() if line.fullmatch(first)), "csv")
 
 
 def _json_or_lines(text: str, path: Path) -> Any:
@@ -229,16 +232,23 @@ def _parse_karpathy(content: Any, path: Path) -> list[_Photo]:
 
 
 def _parse_flickr(text: str, path: Path) -> list[_Photo]:
-    def pairs() -> Iterator[tuple[str, list[str], str]]:
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            match = _FLICKR_LINE.fullmatch(line)
-            if match is None:
-                raise _wrong(path, f"line {number}", "name.jpg#k<TAB>caption", line)
-            yield match["name"], [match["caption"]], ""
+    return _grouped(_matches(text, path, _FLICKR_LINE, "name.jpg#k<TAB>caption"))
 
-    return _grouped(pairs())
+
+def _parse_msvd(text: str, path: Path) -> list[_Photo]:
+    return _grouped(_matches(text, path, _MSVD_LINE, "vid<number><TAB>sentence"))
+
+
+def _matches(
+    text: str, path: Path, pattern: re.Pattern[str], wanted: str
+) -> Iterator[tuple[str, list[str], str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        match = pattern.fullmatch(line)
+        if match is None:
+            raise _wrong(path, f"line {number}", wanted, line)
+        yield match["name"], [match["caption"]], ""
 
 
 def _parse_records(content: Any, path: Path) -> list[_Photo]:
@@ -320,6 +330,7 @@ _PARSERS: dict[str, Callable[[Any, Path], list[_Photo]]] = {
     "coco": _parse_coco,
     "karpathy": _parse_karpathy,
     "flickr": _parse_flickr,
+    "msvd": _parse_msvd,
     "records": _parse_records,
     "mapping": _parse_mapping,
     "csv": _parse_csv,

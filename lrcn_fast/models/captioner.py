@@ -13,7 +13,7 @@ H hidden, F features after normalisation and projection, V vocabulary.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -365,15 +365,21 @@ class Captioner(nn.Module):
         captions: Sequence[str],
         *,
         features: Tensor | None = None,
-        batch_size: int = 256,
+        end_marker: bool = True,
+        batch_size: int = 1024,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Tensor:
-        """Log-probability of every caption for every image, end marker included.
+        """Log-probability of every caption for every image.
+
+        Memory grows with ``batch_size``, not with the number of images, captions or words.
 
         Args:
             images: Photos as for ``caption``; None with ``features``.
             captions: Sentences; unknown words count as <unk>.
             features: CNN features [B, C] instead of images.
-            batch_size: Image-caption pairs scored at a time.
+            end_marker: Whether the end of the sentence is scored too. The paper's release leaves it out.
+            batch_size: See ``CaptionDecoder.pairwise_log_likelihood``.
+            progress: Called with the pairs done and the pairs in all, after every block of pairs.
 
         Returns:
             [images, captions], float32.
@@ -385,19 +391,13 @@ class Captioner(nn.Module):
             raise ValueError(f"Captioner.log_likelihood: captions must be a list, got {captions!r}")
         if features is None:
             features = self.features(images)
-        static = self.condition(features.to(self.device))
-        encoded = [[*self.vocabulary.encode(c), self.vocabulary.eos_id] for c in captions]
-        scores = torch.zeros(len(static), len(encoded), device=self.device)
-        # Sorted by length: a batch is as long as its longest caption.
-        order = sorted(range(len(encoded)), key=lambda j: len(encoded[j]))
-        pairs = [(i, j) for j in order for i in range(len(static))]
-        for at in range(0, len(pairs), batch_size):
-            rows, columns = (torch.tensor(x) for x in zip(*pairs[at : at + batch_size], strict=True))
-            tokens, lengths = pad_captions([encoded[j] for j in columns.tolist()], self.vocabulary.pad_id)
-            scores[rows, columns] = self.decoder.log_likelihood(
-                tokens.to(self.device), static[rows], lengths.to(self.device)
-            ).float()
-        return scores
+        end = [self.vocabulary.eos_id] if end_marker else []
+        return self.decoder.pairwise_log_likelihood(
+            [self.vocabulary.encode(c) + end for c in captions],
+            self.condition(features.to(self.device)),
+            batch_size=batch_size,
+            progress=progress,
+        ).float()
 
     def prepare(self, dtype: Literal["float32", "bfloat16", "int8"] = "float32") -> "Captioner":
         """Pack the decoder's weights for inference in ``dtype`` and switch to evaluation. Returns self."""
