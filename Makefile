@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "torch>=2.10" torchvision
 	$(BIN)/pip install --quiet "scikit-build-core>=0.11" "pybind11>=3" ninja cmake
-	$(BIN)/python -c "import sys, tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print('\n'.join(sorted({r for x in ('torch', 'models', 'encoders', 'cli', 'train', 'video', 'runtime', 'export', 'demo', 'eval', 'dev') for r in e[x] if not r.startswith('lrcn_fast')})))" > $(VENV)/requirements.txt
+	$(BIN)/python -c "import sys, tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print('\n'.join(sorted({r for x in ('torch', 'models', 'encoders', 'cli', 'train', 'video', 'runtime', 'caffe', 'export', 'demo', 'eval', 'dev') for r in e[x] if not r.startswith('lrcn_fast')})))" > $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet "numpy>=1.26" -r $(VENV)/requirements.txt
 	touch $@
 

@@ -15,7 +15,8 @@ _NAMES = {
     "DecodeResult": "lrcn_fast.decoding",
 }
 _MODULES = {
-    "data", "decoder", "decoding", "evaluation", "models", "nn", "ops", "reference", "runtime", "training",
+    "data", "decoder", "decoding", "evaluation", "importers", "models", "nn", "ops", "reference", "runtime",
+    "training",
 }  # fmt: skip
 
 __all__ = ["CaptionDecoder", "DecodeResult", "__version__", *sorted(_MODULES)]

@@ -1,4 +1,4 @@
-"""The command line: ``lrcn-fast demo | train | caption | eval | info``.
+"""The command line: ``lrcn-fast demo | train | caption | eval | convert | info``.
 
 Results go to stdout, one line per result, or JSON lines with ``--json``. Problems go to stderr, one line
 each; progress too, and only on a terminal. Exit status: 0, 1 where something failed (a bad file among good
@@ -42,6 +42,12 @@ class DeviceName(str, enum.Enum):
 
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class SourceName(str, enum.Enum):
+    """The program that a converted model comes from."""
+
+    CAFFE = "caffe"
 
 
 class DtypeName(str, enum.Enum):
@@ -278,6 +284,27 @@ def demo(
         length_penalty=length_penalty,
         max_new_tokens=max_new_tokens,
     )
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .caffemodel or .caffemodel.h5 file.")],
+    source: Annotated[SourceName, typer.Option("--from", help="The program that wrote it.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, created if needed.")],
+    vocabulary: Annotated[
+        Path | None, typer.Option("--vocabulary", help="The release's vocabulary.txt, for a captioner.")
+    ] = None,
+    dtype: Annotated[DtypeName, typer.Option("--dtype", help="How weights are stored.")] = DtypeName.FLOAT32,
+    as_json: Json = False,
+) -> None:
+    """Turn a model of the original LRCN release, or its CNN, into one of this package."""
+    from lrcn_fast.importers.caffe import convert_caffe, summary
+
+    facts = summary(convert_caffe(model, out, vocabulary=vocabulary, dtype=dtype.value))
+    if as_json:
+        print(json.dumps({"model": str(out), **facts}))
+    else:
+        print(out, *(f"{name} {value}" for name, value in facts.items()), sep="\t")
 
 
 @app.command()

@@ -340,3 +340,17 @@ def test_no_arguments_shows_help(run):
 
 def test_photo_fixture_is_a_photo():
     assert photo("red", "square").size == (48, 40)
+
+
+# ---- convert ----------------------------------------------------------------------------------
+
+
+def test_convert_errors(run, tmp_path):
+    (tmp_path / "net.caffemodel").write_bytes(b"no model")
+    out = tmp_path / "out"
+    for model, problem in (("net.caffemodel", "truncated or foreign"), ("nothing", "no such file")):
+        status, printed, err = run("convert", "--from", "caffe", tmp_path / model, "--out", out)
+        assert (status, printed, len(err.splitlines())) == (1, "", 1)
+        assert problem in err
+    assert not out.exists()
+    assert run("convert", "--from", "tf", tmp_path / "net.caffemodel", "--out", out)[0] == 2
