@@ -1,13 +1,17 @@
 """The LSTM layers of a caption decoder, whatever modules hold them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["LayerWeights", "Layout"]
+from lrcn_fast.nn import LSTM, LSTMCell
+
+__all__ = ["LSTM_KINDS", "LayerWeights", "Layout", "check_plain", "layer_modules"]
+
+LSTM_KINDS = (torch.nn.LSTM, torch.nn.LSTMCell, LSTM, LSTMCell)
 
 
 class LayerWeights(NamedTuple):
@@ -59,10 +63,10 @@ class Layout:
 
     @staticmethod
     def of(modules: Sequence[torch.nn.Module], embed_dim: int, static_layer: int | None) -> "Layout":
-        """Check that the modules are a stack of LSTM layers on top of an embedding.
+        """Check that the modules, LSTMs or cells, are a stack of layers on top of an embedding.
 
         Raises:
-            ValueError: A module is no LSTM, or its sizes do not fit what is below.
+            ValueError: A module's sizes do not fit what is below.
             NotImplementedError: An LSTM with an option that decoding does not support.
         """
         places: list[tuple[int, str]] = []
@@ -78,9 +82,10 @@ class Layout:
                 dropout.append(0.0)
         if not places:
             raise ValueError("CaptionDecoder: layers must hold at least one LSTM layer, got none")
-        if static_layer is not None and not 0 <= static_layer < len(places):
+        is_int = isinstance(static_layer, int) and not isinstance(static_layer, bool)
+        if static_layer is not None and not (is_int and 0 <= static_layer < len(places)):
             raise ValueError(
-                f"CaptionDecoder: static_layer must be None or in 0..{len(places) - 1}, got {static_layer}"
+                f"CaptionDecoder: static_layer must be None or in 0..{len(places) - 1}, got {static_layer!r}"
             )
         below, hidden, static_size = embed_dim, [], 0
         for layer, (index, suffix) in enumerate(places):
@@ -115,15 +120,51 @@ class Layout:
             )
 
 
-def _check_supported(index: int, module: torch.nn.Module) -> None:
-    # By their parameters, not their classes: torch.nn.LSTM, lrcn_fast.nn.LSTM and both cells share names and
-    # shapes, and a GRU or a plain RNN has 3 or 1 times H rows instead of 4.
-    w_hh: Any = getattr(module, "weight_hh_l0", getattr(module, "weight_hh", None))
-    hidden = getattr(module, "hidden_size", None)
-    if not isinstance(w_hh, Tensor) or w_hh.ndim != 2 or hidden is None or w_hh.shape[0] != 4 * hidden:
-        raise ValueError(
-            f"CaptionDecoder: layers[{index}] must be an LSTM or LSTMCell module, got {type(module).__name__}"
+def layer_modules(layers: Any) -> list[torch.nn.Module]:
+    """The argument ``layers`` of a decoder, a module or several, as a list.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(layers, torch.nn.Module) and not isinstance(layers, Iterable):
+        return [layers]
+    modules = list(layers) if isinstance(layers, Iterable) else [layers]
+    for index, module in enumerate(modules):
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(
+                f"CaptionDecoder: layers[{index}] must be an LSTM or LSTMCell module, got {module!r}"
+            )
+    return modules
+
+
+def check_plain(name: str, module: object, what: str, *kinds: type[torch.nn.Module]) -> None:
+    """Check that a module is of a kind, and that its parameters say all that it computes.
+
+    Decoding reads the parameters and never calls the module. ``torch.nn.utils.parametrizations`` are fine:
+    their weights are computed where they are read.
+
+    Raises:
+        ValueError: Another kind of module.
+        NotImplementedError: A class with its own ``forward``, or forward hooks.
+    """
+    got = type(module).__name__
+    kind = next((k for k in kinds if isinstance(module, k)), None)
+    if kind is None or not isinstance(module, torch.nn.Module):
+        raise ValueError(f"CaptionDecoder: {name} must be {what} module, got {got}")
+    if type(module).forward is not kind.forward:
+        raise NotImplementedError(
+            f"CaptionDecoder: {name} must compute what {kind.__name__} does, because decoding only reads its "
+            f"parameters, got {got} with a forward of its own"
         )
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise NotImplementedError(
+            f"CaptionDecoder: {name} must have no forward hooks, because decoding only reads its parameters, "
+            f"got {got} with hooks (pruning and torch.nn.utils.weight_norm are hooks: remove them, or use "
+            "torch.nn.utils.parametrizations)"
+        )
+
+
+def _check_supported(index: int, module: torch.nn.Module) -> None:
     for option, off, words in (
         ("bidirectional", False, "bidirectional=False, because words are predicted left to right"),
         ("proj_size", 0, "proj_size=0"),

@@ -70,7 +70,7 @@ class PackedDecoder(torch.nn.Module):
             ValueError: ``dtype`` is none of these.
             NotImplementedError: bfloat16 or int8 for a model that decodes in eager PyTorch; int8 on CUDA.
         """
-        if dtype not in _PACK_DTYPES:
+        if not isinstance(dtype, str) or dtype not in _PACK_DTYPES:
             raise ValueError(f"prepare: dtype must be float32, bfloat16 or int8, got {dtype!r}")
         native = self._is_native(dtype)
         self._prepared = dtype

@@ -58,7 +58,9 @@ def expand_inputs(inputs: Sequence[str], stdin: BinaryIO, problems: Problems) ->
             )
             continue
         path = Path(text)
-        if path.is_dir():
+        if not text:
+            problems.add("PHOTO must be a file, a folder, a pattern or -, got an empty name")
+        elif path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
             if not found:
                 problems.add(f"{text}: must hold photos ({', '.join(sorted(SUFFIXES))}), got none")

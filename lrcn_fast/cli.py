@@ -8,7 +8,9 @@ Heavy imports (torch, models) happen inside the commands, so that ``--help`` ans
 """
 
 import enum
+import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +60,12 @@ class DtypeName(str, enum.Enum):
     INT8 = "int8"
 
 
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"must be a finite number, got {value}")
+    return value
+
+
 Model = Annotated[str, typer.Option("--model", help="Folder, packaged model or hub id.")]
 Beams = Annotated[
     int | None,
@@ -67,11 +75,13 @@ Beams = Annotated[
 ]
 LengthPenalty = Annotated[
     float | None,
-    typer.Option("--length-penalty", help="Above 0 favours long captions. Default: the model's."),
+    typer.Option(
+        "--length-penalty", callback=_finite, help="Above 0 favours long captions. Default: the model's."
+    ),
 ]
 NBest = Annotated[
     int,
-    typer.Option("--num-return-sequences", "--nbest", min=1, help="Captions per photo."),
+    typer.Option("--num-return-sequences", "--nbest", min=1, max=1024, help="Captions per photo."),
 ]
 NewTokens = Annotated[
     int | None,
@@ -219,8 +229,15 @@ def evaluate(
     from lrcn_fast.data import read_captions
     from lrcn_fast.evaluation import CaptionScorer
 
-    people = read_captions(references, images=images)
+    for metric in extra or ():
+        if metric not in ("meteor", "spice"):
+            raise typer.BadParameter(f"--metric must be meteor or spice, got {metric!r}")
+    # Given candidates need no photos: a photo that lies beside the references must not change their number.
+    missing = "keep" if candidates is not None else "drop"
+    people = read_captions(references, images=images, missing=missing)
     if split is not None:
+        if split not in people.splits:
+            raise typer.BadParameter(f"--split must be one of {', '.join(people.splits)}, got {split!r}")
         people = people.split(split)
     problems = Problems("lrcn-fast eval")
     if candidates is not None:
@@ -328,7 +345,7 @@ def _load(model: str, device: DeviceName, dtype: DtypeName) -> "Captioner":
     from lrcn_fast.models import Captioner
 
     if device is DeviceName.CUDA and not torch.cuda.is_available():
-        raise ValueError("--device must be cpu without an NVIDIA GPU, got cuda")
+        raise typer.BadParameter("--device must be cpu without an NVIDIA GPU, got cuda")
     return Captioner.from_pretrained(model, device=device.value).prepare(dtype.value)
 
 
@@ -366,6 +383,10 @@ def _progress(total: int) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``lrcn-fast``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name may hold any bytes; one that the terminal cannot show must not stop the others.
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     try:

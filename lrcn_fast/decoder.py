@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrcn_fast import ops, ops_decode
-from lrcn_fast._decoder_layers import Layout
+from lrcn_fast._decoder_layers import LSTM_KINDS, Layout, check_plain, layer_modules
 from lrcn_fast._decoder_pack import PackedDecoder
 from lrcn_fast._decoder_scoring import score_captions
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
 from lrcn_fast.reference_decoder import search_eagerly
 
 __all__ = ["CaptionDecoder"]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class CaptionDecoder(PackedDecoder):
@@ -23,12 +25,10 @@ class CaptionDecoder(PackedDecoder):
     One class for the whole family of Donahue et al. 2015 (arXiv:1411.4389, section 5) and its neighbours. The
     image reaches the model in one of three ways:
 
-    - ``static_layer=l``: layer l sees it at every step; its input is ``cat(x, features)``. LRCN_1u is one
-    layer
-      with ``static_layer=0``, LRCN_2u two layers with 0, LRCN_2f two layers with 1.
-    - ``image_first=True``: it is the first input of layer 0 (Vinyals et al. 2015, "Show and Tell"),
-    followed by
-      begin of sentence, or with ``feed_bos=False`` directly by the first word.
+    - ``static_layer=l``: layer l sees it at every step; its input is ``cat(x, features)``. LRCN_1u is
+      one layer with ``static_layer=0``, LRCN_2u two layers with 0, LRCN_2f two layers with 1.
+    - ``image_first=True``: it is the first input of layer 0 (Vinyals et al. 2015, "Show and Tell"), and
+      begin of sentence follows, or with ``feed_bos=False`` directly the first word.
     - neither: a language model. ``features`` is None everywhere.
 
     Shapes: B images, L words, V vocabulary, E embedding, H hidden, F features (F = E with ``image_first``).
@@ -54,16 +54,17 @@ class CaptionDecoder(PackedDecoder):
         pad_id: What fills results after the end of sentence. Any integer.
 
     Raises:
-        ValueError: Sizes do not fit, or options contradict each other.
+        ValueError: Another kind of module, sizes that do not fit, or options that contradict each other.
         NotImplementedError: Bidirectional or projected LSTM layers, layer normalisation, zoneout or recurrent
-            dropout.
+            dropout; modules that compute more than their parameters say (a class with its own ``forward``,
+            forward hooks, ``torch.nn.utils.weight_norm`` of old, pruning), which decoding would not run.
 
     Example:
         >>> from torch import nn
-        >>> decoder = CaptionDecoder(  # LRCN_2f
-        ...     nn.Embedding(100, 16), [nn.LSTM(16, 32), nn.LSTM(32 + 8, 32)], nn.Linear(32, 100),
-        static_layer=1) >>> decoder.generate(torch.randn(2, 8), num_beams=3,
-        max_new_tokens=5).sequences.shape torch.Size([2, 1, 5])
+        >>> layers = [nn.LSTM(16, 32), nn.LSTM(32 + 8, 32)]  # LRCN_2f
+        >>> decoder = CaptionDecoder(nn.Embedding(100, 16), layers, nn.Linear(32, 100), static_layer=1)
+        >>> decoder.generate(torch.randn(2, 8), num_beams=3, max_new_tokens=5).sequences.shape
+        torch.Size([2, 1, 5])
     """
 
     def __init__(
@@ -80,15 +81,20 @@ class CaptionDecoder(PackedDecoder):
         pad_id: int = 0,
     ) -> None:
         super().__init__()
-        single = isinstance(layers, torch.nn.Module) and not isinstance(layers, Iterable)
-        modules: list[torch.nn.Module] = [layers] if single else list(layers)  # type: ignore
-        self.embedding = embedding
+        modules = layer_modules(layers)
         self.layers = torch.nn.ModuleList(modules)
-        self.projection = projection
+        self.embedding, self.projection = embedding, projection
+        self._check_modules()
         self._layout = Layout.of(modules, embedding.embedding_dim, static_layer)
         self.static_layer, self.image_first, self.feed_bos = static_layer, image_first, feed_bos
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self._check_arguments()
+
+    def _check_modules(self) -> None:
+        check_plain("embedding", self.embedding, "an Embedding", torch.nn.Embedding)
+        check_plain("projection", self.projection, "a Linear", torch.nn.Linear)
+        for index, module in enumerate(self.layers):
+            check_plain(f"layers[{index}]", module, "an LSTM or LSTMCell", *LSTM_KINDS)
 
     def _check_arguments(self) -> None:
         V, H = self.projection.out_features, self._layout.hidden[-1]
@@ -112,9 +118,11 @@ class CaptionDecoder(PackedDecoder):
             )
         if not self.feed_bos and not self.image_first:
             raise ValueError("CaptionDecoder: feed_bos must be True unless image_first=True, got False")
-        for name in ("bos_id", "eos_id"):
+        for name in ("bos_id", "eos_id", "pad_id"):
             value = getattr(self, name)
-            if not 0 <= value < V:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"CaptionDecoder: {name} must be an integer, got {value!r}")
+            if name != "pad_id" and not 0 <= value < V:
                 raise ValueError(f"CaptionDecoder: {name} must be in 0..{V - 1}, got {value}")
 
     @property
@@ -147,10 +155,7 @@ class CaptionDecoder(PackedDecoder):
         if self.training:
             self._drop_pack()  # an optimiser step may follow that leaves no trace
         self._check_features("CaptionDecoder", features)
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ValueError(
-                f"CaptionDecoder: tokens must be integers [B, L], got {tokens.dtype} {list(tokens.shape)}"
-            )
+        self._check_tokens("CaptionDecoder", tokens)
         B, L = tokens.shape
         if features is not None and features.shape[0] != B:
             raise ValueError(f"CaptionDecoder: features must have B = {B} rows, got {features.shape[0]}")
@@ -190,15 +195,13 @@ class CaptionDecoder(PackedDecoder):
         Returns:
             Sums of log p [B].
         """
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ValueError(
-                f"log_likelihood: tokens must be integers [B, L], got {tokens.dtype} {list(tokens.shape)}"
-            )
+        self._check_features("log_likelihood", features)
+        if not _is_integer(tokens, 2):
+            raise ValueError(f"log_likelihood: tokens must be integers [B, L], got {_describe(tokens)}")
         B, L = tokens.shape
-        if tuple(lengths.shape) != (B,) or lengths.is_floating_point():
+        if not _is_integer(lengths, 1) or lengths.shape[0] != B:
             raise ValueError(
-                f"log_likelihood: lengths must be integers [B] = [{B}], "
-                f"got {lengths.dtype} {list(lengths.shape)}"
+                f"log_likelihood: lengths must be integers [B] = [{B}], got {_describe(lengths)}"
             )
         if lengths.device.type == "cpu" and B > 0 and (lengths.min() < 0 or lengths.max() > L):
             raise ValueError(
@@ -206,7 +209,7 @@ class CaptionDecoder(PackedDecoder):
                 f"got {int(lengths.min())}..{int(lengths.max())}"
             )
         valid = torch.arange(L, device=tokens.device) < lengths.to(tokens.device).unsqueeze(1)
-        tokens = tokens.masked_fill(~valid, self.eos_id)
+        tokens = tokens.masked_fill(~valid, self.eos_id).long()
         logits = self(tokens, features)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
@@ -258,10 +261,31 @@ class CaptionDecoder(PackedDecoder):
                     f"got a tensor of shape {list(features.shape)}"
                 )
             return
-        if features is None:
-            raise ValueError(f"{function}: features must be [B, F] = [B, {size}], got None")
+        if not isinstance(features, Tensor):
+            raise ValueError(f"{function}: features must be [B, F] = [B, {size}], got {_describe(features)}")
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"{function}: features must be [B, F] = [B, {size}], got {list(features.shape)}")
+        weight = self.projection.weight
+        if features.device != weight.device:
+            raise ValueError(
+                f"{function}: features must be on the device of the model, {weight.device}, "
+                f"got {features.device}"
+            )
+        if features.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise ValueError(
+                f"{function}: features must have the dtype of the model, {weight.dtype}, got {features.dtype}"
+            )
+
+    def _check_tokens(self, function: str, tokens: Tensor) -> None:
+        if not _is_integer(tokens, 2):
+            raise ValueError(f"{function}: tokens must be integers [B, L], got {_describe(tokens)}")
+        # On CUDA the look-up itself checks: reading the values here would stall the stream.
+        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.vocab_size:
+                raise ValueError(
+                    f"{function}: tokens must be in 0..V-1 = 0..{self.vocab_size - 1}, got {low}..{high}"
+                )
 
     # ---------------------------------------------------------------- decoding
 
@@ -386,6 +410,7 @@ class CaptionDecoder(PackedDecoder):
             - **prefix**: The first words of every image. [B, P] int64, on the model's device.
             - **uniforms**: What sampling consumes, or None. [B, n, ``max_new_tokens``] float64, on the CPU.
         """
+        self._check_modules()  # hooks may have come since
         self._check_features("generate", features)
         config.check_vocabulary(self.vocab_size, self.eos_id)
         weight = self.projection.weight
@@ -397,16 +422,6 @@ class CaptionDecoder(PackedDecoder):
             B = features.shape[0]
             if batch_size is not None and batch_size != B:
                 raise ValueError(f"generate: batch_size must be None or B = {B}, got {batch_size}")
-            if features.device != weight.device:
-                raise ValueError(
-                    f"generate: features must be on the device of the model, {weight.device}, "
-                    f"got {features.device}"
-                )
-            if features.dtype != weight.dtype:
-                raise ValueError(
-                    f"generate: features must have the dtype of the model, {weight.dtype}, "
-                    f"got {features.dtype}"
-                )
             finite = features.isfinite().all(1)
             if not finite.all():
                 image = int(finite.logical_not().nonzero()[0])
@@ -437,3 +452,11 @@ class CaptionDecoder(PackedDecoder):
             f"static_layer={self.static_layer}, image_first={self.image_first}, feed_bos={self.feed_bos}, "
             f"bos_id={self.bos_id}, eos_id={self.eos_id}, pad_id={self.pad_id}"
         )
+
+
+def _is_integer(value: object, ndim: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == ndim and value.dtype in _INTEGERS
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -48,7 +48,7 @@ def lstm(
         w_hr: Projection of h, ``torch.nn.LSTM.weight_hr_l0``; without it P = H. [P, H].
         lengths: Steps of each row, int64, in 0..T. Past them h and c are 0 and xg and cont are not read. [B].
         cont: 0/1 of any dtype. Where it is 0 the step starts from a zero state instead of the previous one,
-            and no gradient reaches the previous one. [T, B].
+            and no gradient reaches the previous one; anything else counts as 1. [T, B].
         reverse: Run from each row's own last step to step 0.
         packed: ``lstm_pack(w_hh, w_hr)``, so that inference does not pack the weight again. Its values are
             used in place of w_hh and w_hr. CPU only.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,22 @@ def test_nothing_to_caption(run, bundle, tmp_path):
     status, _, err = run(*caption(bundle, str(tmp_path / "*.jpg")))
     assert status == 1
     assert "must match files, got none" in err
+    status, out, err = run(*caption(bundle, ""))
+    assert status == 1
+    assert "PHOTO must be a file, a folder, a pattern or -, got an empty name" in err
+
+
+def test_names_of_any_bytes(bundle, photos, tmp_path):
+    """A strict terminal encoding must not stop the photos behind a name it cannot show."""
+    command = [sys.executable, "-m", "lrcn_fast.cli", "caption", "--model", os.fspath(bundle)]
+    name = os.path.join(os.fsencode(tmp_path), b"\xff.jpg")
+    Path(os.fsdecode(name)).write_bytes(Path(photos[0]).read_bytes())
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*command, name, b"gone\xff.jpg", photos[1]], capture_output=True, env=environment)
+    assert done.returncode == 1
+    assert [line.partition(b"\t")[0] for line in done.stdout.splitlines()] == [name, os.fsencode(photos[1])]
+    assert done.stderr.count(b"\n") == 1
+    assert rb"gone\udcff.jpg" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -160,6 +177,13 @@ def test_nothing_to_caption(run, bundle, tmp_path):
         (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
         (["--dtype", "fp4"], "'fp4' is not one of"),
         (["--colour"], "No such option"),
+        (["--nbest", "1025"], "1024"),
+        (["--length-penalty", "nan"], "must be a finite number, got nan"),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device must be cpu without an NVIDIA GPU, got cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_usage_errors_exit_2(run, bundle, photos, more, message):
@@ -176,9 +200,6 @@ def test_unusable_models(run, bundle, photos, tmp_path):
     status, _, err = run("caption", photos[0], "--model", "nothing")
     assert status == 1
     assert len(err.splitlines()) == 1
-    if not torch.cuda.is_available():
-        status, _, err = run(*caption(bundle, photos[0], "--device", "cuda"))
-        assert (status, err) == (1, "lrcn-fast: --device must be cpu without an NVIDIA GPU, got cuda\n")
 
 
 def test_debug_shows_the_traceback(photos, tmp_path):
@@ -232,6 +253,17 @@ def test_eval_scores_candidates(run, data_set, tmp_path):
     assert f"cider_d\t{scores['cider_d']:.4f}" in out.splitlines()
 
 
+def test_eval_of_candidates_needs_no_photos(run, tmp_path):
+    references, candidates = tmp_path / "refs.json", tmp_path / "found.json"
+    references.write_text(json.dumps({"a.jpg": ["a dog runs"], "c.jpg": ["a cat sits"]}))
+    candidates.write_text(json.dumps({"a.jpg": "a dog runs", "c.jpg": "a cat sits"}))
+    given = ("eval", "--references", references, "--candidates", candidates, "--json")
+    without = run(*given)
+    assert (without[0], without[2]) == (0, "")
+    (tmp_path / "a.jpg").write_bytes(b"")  # one photo of two, and not even a good one
+    assert run(*given) == without
+
+
 def test_eval_of_a_model_is_eval_of_its_captions(run, bundle, data_set, photos, tmp_path):
     out = tmp_path / "out.json"
     status, by_model, err = run("eval", "--references", data_set, "--model", bundle, "--json", "--out", out)
@@ -245,6 +277,12 @@ def test_eval_of_a_model_is_eval_of_its_captions(run, bundle, data_set, photos, 
 
 def test_eval_errors(run, bundle, data_set, tmp_path):
     assert run("eval", "--references", data_set)[0] == 2
+    status, _, err = run("eval", "--references", data_set, "--candidates", "x", "--metric", "rouge")
+    assert status == 2
+    assert "--metric must be meteor or spice, got 'rouge'" in err
+    status, _, err = run("eval", "--references", data_set, "--candidates", "x", "--split", "nowhere")
+    assert status == 2
+    assert "--split must be one of" in err
     path = tmp_path / "candidates.json"
     for content, message in (
         ("{", "candidates.json must be"),

@@ -76,6 +76,10 @@ def test_from_words_accepts_the_released_list_and_a_saved_one():
     plain = Vocabulary.from_words(["a", "b"])
     assert Vocabulary.from_words(["<unk>", "a", "b"]) == plain
     assert Vocabulary.from_words(plain.words) == plain
+    with pytest.raises(ValueError, match="from_words: words must be a list of words, got 'abc'"):
+        Vocabulary.from_words("abc")
+    with pytest.raises(ValueError, match=r"from_words: words\[1\] must be a str, got 2"):
+        Vocabulary.from_words(["a", 2])
     assert plain != Vocabulary.from_words(["b", "a"])
     assert plain != Vocabulary(plain.words, unk_id=None)
     assert hash(plain) == hash(Vocabulary.from_words(["a", "b"]))

@@ -145,6 +145,8 @@ def test_empty_candidates_match_nothing():
             {"1": "a"},
             r"ids of the references = 2, got 1 missing and 0 unknown \(first: mis",
         ),
+        ([["a"]], {"1": "a"}, "references must be a mapping by photo id, got list"),
+        ({"1": ["a"]}, ["a"], "candidates must be a mapping by photo id, got list"),
         ({"1": ["a"]}, {"1": "a", "x": "b"}, r"got 0 missing and 1 unknown \(first: unknown 'x'\)"),
     ],
 )
@@ -424,6 +426,8 @@ def test_retrieval_inputs():
         (np.zeros(3), None, r"log_likelihood must be \[images, captions\], neither 0, got \[3\]"),
         (np.zeros((0, 3)), None, r"neither 0, got \[0, 3\]"),
         (np.full((2, 2), np.nan), None, "log_likelihood must not be NaN, got 4 NaN entries"),
+        ("abc", None, "log_likelihood must be numbers"),
+        ([[1, 2], [3]], None, "log_likelihood must be numbers"),
         (
             np.zeros((2, 3)),
             None,

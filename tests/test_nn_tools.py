@@ -408,6 +408,21 @@ def test_replace_lstm_is_all_or_nothing():
     assert type(model[0]) is torch.nn.LSTM
 
 
+def test_replace_lstm_refuses_parametrizations():
+    model = torch.nn.Sequential(torch.nn.LSTM(I, H), torch.nn.LSTM(H, H))
+    parametrizations.weight_norm(model[1], "weight_hh_l0")
+    with pytest.raises(ValueError, match="got a ParametrizedLSTM with weight_norm, pruning or a param"):
+        nn.replace_lstm(model)
+    assert type(model[0]) is torch.nn.LSTM
+
+
+def test_meta_device():
+    y, (h, c) = nn.LSTM(I, H, 2, device="meta")(torch.empty(4, 3, I, device="meta"))
+    assert (y.shape, h.shape, c.shape, y.device.type) == ((4, 3, H), (2, 3, H), (2, 3, H), "meta")
+    h, c = nn.LSTMCell(I, H, device="meta")(torch.empty(3, I, device="meta"))
+    assert (h.shape, c.shape) == ((3, H), (3, H))
+
+
 def test_errors_of_from_torch():
     with pytest.raises(ValueError, match=r"from_torch: torch_lstm must be a torch.nn.LSTM, got GRU"):
         nn.LSTM.from_torch(torch.nn.GRU(1, 1))

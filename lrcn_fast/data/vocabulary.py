@@ -102,7 +102,16 @@ class Vocabulary:
 
         Args:
             words: words in order of their index, from 2 on.
+
+        Raises:
+            ValueError: a str in place of a list, an entry that is no str, or a word twice.
         """
+        if isinstance(words, str):
+            raise ValueError(f"Vocabulary.from_words: words must be a list of words, got {words!r}")
+        words = list(words)
+        for index, word in enumerate(words):
+            if not isinstance(word, str):
+                raise ValueError(f"Vocabulary.from_words: words[{index}] must be a str, got {word!r}")
         rest = [word for word in words if word.lower() not in (EOS_WORD, UNK_WORD)]
         return cls([EOS_WORD, UNK_WORD, *rest])
 

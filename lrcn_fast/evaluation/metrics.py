@@ -20,6 +20,7 @@ class CaptionScorer:
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], *, tokenize: bool = True) -> None:
+        _check_mapping("references", references)
         if not references:
             raise ValueError("caption_metrics: references must have at least one photo, got none")
         for key, captions in references.items():
@@ -43,6 +44,7 @@ class CaptionScorer:
 
     def _candidates(self, candidates: Mapping[str, str]) -> list[list[str]]:
         """Return the tokens of the candidates in the order of the references."""
+        _check_mapping("candidates", candidates)
         for key, value in candidates.items():
             if not isinstance(value, str):
                 raise ValueError(f"caption_metrics: candidates[{key!r}] must be a str, got {value!r}")
@@ -134,3 +136,8 @@ def caption_metrics(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"caption_metrics: {name} must be a mapping by photo id, got {type(value).__name__}")

@@ -106,7 +106,12 @@ def _matrix(log_likelihood: Any) -> npt.NDArray[np.float64]:
     if hasattr(log_likelihood, "detach"):
         log_likelihood = log_likelihood.detach().cpu()
         log_likelihood = log_likelihood.double().numpy()
-    scores = np.asarray(log_likelihood, dtype=np.float64)
+    try:
+        scores = np.asarray(log_likelihood, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"retrieval_metrics: log_likelihood must be numbers [images, captions], got {error}"
+        ) from None
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(
             f"retrieval_metrics: log_likelihood must be [images, captions], neither 0, "

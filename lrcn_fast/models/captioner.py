@@ -119,6 +119,8 @@ class Captioner(nn.Module):
         )
         if isinstance(encoder, str):
             encoder = create_encoder(encoder, weights=encoder_weights, **(encoder_options or {}))
+        if not isinstance(encoder, nn.Module):
+            raise ValueError(f"Captioner: encoder must be a name or a module, got {encoder!r}")
         self.encoder = cast(Any, encoder)
         self.variant = variant
         self.embed_dim = embed_dim

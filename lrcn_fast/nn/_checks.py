@@ -28,7 +28,7 @@ def check_probability(name: str, what: str, p: float) -> float:
 def compute_dtype(weight: Tensor) -> torch.dtype | None:
     """Return the dtype autocast asks to compute in, None outside autocast. Autocast leaves float64 alone."""
     device = weight.device.type
-    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if weight.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

@@ -151,7 +151,7 @@ class RecurrentModule(nn.Module):
             ValueError: ``dtype`` is none of these, or the parameters are not float32.
             NotImplementedError: There is no packed kernel for the module's device or options.
         """
-        if dtype not in PACK_DTYPES:
+        if not isinstance(dtype, str) or dtype not in PACK_DTYPES:
             raise ValueError(f"prepare: dtype must be float32, bfloat16 or int8, got {dtype!r}")
         packs = {}
         for index in range(len(self._names)):

@@ -244,7 +244,8 @@ class LSTM(RecurrentModule):
             lengths: Steps of each row, 0..T, int64, on the input's device; checked on the CPU, clamped
                 elsewhere. What lies beyond, NaN included, reaches neither outputs nor gradients. [B].
             cont: 0 where a new sequence starts in the middle of a row: that step begins from zeros, in every
-                layer, and no gradient passes. Laid out as the input. [T, B] or [B, T]; bool, or 0 and 1.
+                layer, and no gradient passes; anything else counts as 1. Laid out as the input. [T, B] or
+                [B, T].
 
         Returns:
             A tuple:
@@ -271,6 +272,8 @@ class LSTM(RecurrentModule):
             return self._forward_packed(input, hx)
 
         layout = ("[B, T, I]" if self.batch_first else "[T, B, I]") + f" or [T, I], I = {self.input_size}"
+        if not isinstance(input, Tensor):
+            raise ValueError(f"LSTM: input must be {layout}, got {type(input).__name__}")
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             raise ValueError(f"LSTM: input must be {layout}, got {list(input.shape)}")
         batched = input.dim() == 3

@@ -3,6 +3,7 @@
 from typing import TypeVar, cast
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lrcn_fast.nn.cell import LSTMCell
 from lrcn_fast.nn.lstm import LSTM
@@ -36,10 +37,11 @@ def replace_lstm(module: ModuleT) -> ModuleT:
     """
     new: dict[nn.Module, nn.Module] = {}
     for old in module.modules():
-        if type(old) is nn.LSTM:
-            new[old] = LSTM.from_torch(old)
-        elif type(old) is nn.LSTMCell:
-            new[old] = LSTMCell.from_torch(old)
+        kind = type_before_parametrizations(old)  # a parametrization makes a subclass; from_torch refuses it
+        if kind is nn.LSTM:
+            new[old] = LSTM.from_torch(cast(nn.LSTM, old))
+        elif kind is nn.LSTMCell:
+            new[old] = LSTMCell.from_torch(cast(nn.LSTMCell, old))
     for parent in module.modules():
         for name, child in list(parent._modules.items()):  # named_children() shows a shared child once
             if child in new:
