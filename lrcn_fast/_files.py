@@ -17,6 +17,7 @@ from typing import Any
 
 __all__ = [
     "atomic_path",
+    "import_h5py",
     "one_line",
     "parse_json",
     "read_json",
@@ -33,6 +34,19 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     """First line of an exception's text, shortened; its type where it has no text."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def import_h5py(caller: str) -> Any:
+    """The module h5py.
+
+    Raises:
+        ImportError: It is missing; the message starts with `caller` and names the command.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{caller}: h5py is missing. pip install 'lrcn_fast[caffe]'") from None
+    return h5py
 
 
 def _sync(path: Path) -> None:

@@ -12,6 +12,8 @@ _NAMES = {
     "CaptionItem": "captions",
     "CaptionSet": "captions",
     "photo_names": "captions",
+    "read_caption_chunks": "caption_chunks",
+    "write_caption_chunks": "caption_chunks",
     "read_captions": "readers",
     "Vocabulary": "vocabulary",
     "tokenize": "vocabulary",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lrcn_fast._files import import_h5py
 from lrcn_fast.importers.caffe_wire import CaffeLayer
 
 __all__ = ["read_hdf5_layers"]
@@ -29,10 +30,7 @@ def read_hdf5_layers(
         ImportError: h5py is missing.
         ValueError: The file is damaged, or holds something else.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError("read_caffemodel: h5py is missing. pip install 'lrcn_fast[caffe]'") from None
+    h5py = import_h5py("read_caffemodel")
     layers, blobs, used = [], 0, 0
     try:
         with h5py.File(path, "r") as file:
