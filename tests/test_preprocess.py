@@ -308,7 +308,7 @@ def test_config_round_trip():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "stretch"}, "mode must be one of short, warp, centre, got 'stretch'"),
+        ({"mode": "stretch"}, "mode must be one of short, warp, centre, pad, got 'stretch'"),
         (
             {"interpolation": "cubic"},
             "interpolation must be one of nearest, bilinear, bicubic, lanczos, got 'cubic'",

@@ -1,34 +1,94 @@
-"""Captioners on disk: ``weights.safetensors``, ``config.json``, ``vocabulary.json`` and a model card.
+"""Models on disk: ``weights.safetensors``, ``config.json``, a model card, ``vocabulary.json`` if they speak.
 
 Weights may be stored as float32, bfloat16 or int8. int8 keeps one float32 scale per row (output
 channel), in a tensor named ``<name>.scale``: w ~ scale * q, scale = max |w| / 127. Only the size on disk
 changes: a loaded model is float32. A CNN whose weights an installed package provides is not stored.
 """
 
-import dataclasses
 import json
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lrcn_fast._captions import Generation
 from lrcn_fast._files import read_json, staged_folder
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.models._weights import load_weights, read_state_dict, write_state_dict
 
-if TYPE_CHECKING:
-    from lrcn_fast.models.captioner import Captioner
-
-__all__ = ["load_bundle", "packaged_models", "save_bundle"]
+__all__ = ["Pretrained", "load_bundle", "packaged_models", "save_bundle"]
 
 FORMAT = 1
-KIND = "lrcn_fast captioner"
 STORAGE = ("float32", "bfloat16", "int8")
 FILES = ("config.json", "vocabulary.json", "weights.safetensors")
+
+Model = TypeVar("Model", bound="Pretrained")
+
+
+class Pretrained(nn.Module):
+    """A model that bundles hold.
+
+    Attributes:
+        bundle_noun: What it is, with its article, as in "a captioner".
+        has_words: Whether it has a ``vocabulary``, which is stored in a file of its own.
+        details: Plain values kept with the model, such as its training data and scores.
+    """
+
+    bundle_noun: ClassVar[str]
+    has_words: ClassVar[bool] = True
+    vocabulary: Vocabulary
+    details: dict[str, Any]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments that are plain values, with the CNN's ``config()`` as "encoder" if any."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """Further entries of ``config.json`` that ``from_bundle`` reads."""
+        return {}
+
+    def ties(self) -> dict[str, str]:
+        """Names of parameters that are others' twins, not to be stored twice -> those others."""
+        return {}
+
+    def card(self) -> tuple[str, str, list[str], str]:
+        """Pipeline tag of the hub, title, facts and an example (Python) for the model card."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_bundle(
+        cls: type[Model], sizes: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary | None
+    ) -> Model:
+        """Build the model, without its weights.
+
+        Args:
+            sizes: What ``config()`` returned.
+            config: The whole of ``config.json``.
+            vocabulary: If the model has one.
+
+        Raises:
+            TypeError or ValueError: ``sizes`` describe no such model.
+        """
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Write a bundle; see ``lrcn_fast.models.bundle.save_bundle`` for the options."""
+        save_bundle(self, folder, **options)
+
+    @classmethod
+    def from_pretrained(cls: type[Model], name: str | os.PathLike[str], **options: Any) -> Model:
+        """Load a bundle in evaluation mode: a folder, a packaged name, or a hub id.
+
+        See ``lrcn_fast.models.bundle.load_bundle`` for the options and the errors.
+        """
+        return load_bundle(cls, name, **options)
+
+    @classmethod
+    def bundle_kind(cls) -> str:
+        """Value of "kind" in ``config.json``."""
+        return "lrcn_fast " + cls.bundle_noun.partition(" ")[2]
 
 
 def packaged_models() -> list[str]:
@@ -40,14 +100,14 @@ def packaged_models() -> list[str]:
 
 
 def save_bundle(
-    model: "Captioner",
+    model: Pretrained,
     folder: str | os.PathLike[str],
     *,
     dtype: str = "float32",
     details: dict[str, Any] | None = None,
     card: str | None = None,
 ) -> None:
-    """Write a captioner; other files of the folder stay, and a reader never sees half a bundle's file.
+    """Write a model; other files of the folder stay, and a reader never sees half a bundle's file.
 
     Args:
         model: What to save.
@@ -65,38 +125,38 @@ def save_bundle(
     sizes = model.config()
     config = {
         "format": FORMAT,
-        "kind": KIND,
+        "kind": model.bundle_kind(),
         "weights": dtype,
         "model": sizes,
-        "generation": dataclasses.asdict(model.generation),
+        **model.settings(),
         "details": details,
     }
+    stock, twins = sizes.get("encoder", {}).get("weights") is not None, model.ties()
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        if name.startswith("encoder.") and sizes["encoder"]["weights"] is not None:
-            continue
-        if name == "decoder.embedding.weight" and model.tie_weights:
+        if (name.startswith("encoder.") and stock) or name in twins:
             continue
         tensors.update(_stored(name, value.detach().cpu(), dtype))
     with staged_folder(folder) as stage:
         write_state_dict(stage / "weights.safetensors", tensors)
-        model.vocabulary.save(stage / "vocabulary.json")
+        if model.has_words:
+            model.vocabulary.save(stage / "vocabulary.json")
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
         (stage / "config.json").write_text(text, encoding="utf-8")
         (stage / "README.md").write_text(card or _card(model, dtype, details), encoding="utf-8")
 
 
 def load_bundle(
-    cls: "type[Captioner]",
+    cls: type[Model],
     name: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     revision: str | None = None,
-) -> "Captioner":
-    """Load a captioner in evaluation mode.
+) -> Model:
+    """Load a model in evaluation mode.
 
     Args:
-        cls: ``Captioner``, or a subclass with the same constructor.
+        cls: ``Captioner``, ``ActivityRecognizer``, ..., or a subclass with the same constructor.
         name: A folder, the name of a packaged model, or the id of a repository on the Hugging Face hub.
         device: Where the parameters go.
         revision: Commit, tag or branch of a hub repository.
@@ -108,9 +168,9 @@ def load_bundle(
     """
     folder = _find(name, revision)
     path = folder / "config.json"
-    config = read_json(path, caller="from_pretrained", what="the configuration of a captioner")
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        raise ValueError(f'from_pretrained: {path} must have "kind": "{KIND}", got another file')
+    config = read_json(path, caller="from_pretrained", what=f"the configuration of {cls.bundle_noun}")
+    if not isinstance(config, dict) or config.get("kind") != cls.bundle_kind():
+        raise ValueError(f'from_pretrained: {path} must have "kind": "{cls.bundle_kind()}", got another file')
     if config.get("format") != FORMAT:
         raise ValueError(f"from_pretrained: {path} must have format {FORMAT}, got {config.get('format')!r}")
     sizes, details = config.get("model"), config.get("details")
@@ -118,22 +178,19 @@ def load_bundle(
         raise ValueError(
             f"from_pretrained: {path} must have weights, model and details, got {sorted(config)}"
         )
-    from lrcn_fast.models.encoders import Encoder
-
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    arguments = dict(sizes)
+    vocabulary = Vocabulary.load(folder / "vocabulary.json") if cls.has_words else None
     try:
-        encoder = Encoder.from_config(arguments.pop("encoder", None))
-        # Bundles of before this key searched as Generation() does.
-        generation = Generation(**config.get("generation", {}))
-        model = cls(encoder, vocabulary=vocabulary, generation=generation, **arguments)
+        model = cls.from_bundle(dict(sizes), config, vocabulary)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"from_pretrained: {path} must describe a captioner, got: {error}") from None
+        raise ValueError(f"from_pretrained: {path} must describe {cls.bundle_noun}, got: {error}") from None
     weights = folder / "weights.safetensors"
-    tensors = _restored(read_state_dict(weights, caller="from_pretrained", what="the weights of a captioner"))
-    if arguments.get("tie_weights") and "decoder.projection.weight" in tensors:
-        tensors["decoder.embedding.weight"] = tensors["decoder.projection.weight"]
-    if encoder.config()["weights"] is not None:
+    stored = read_state_dict(weights, caller="from_pretrained", what=f"the weights of {cls.bundle_noun}")
+    tensors = _restored(stored)
+    for twin, other in model.ties().items():
+        if other in tensors:
+            tensors[twin] = tensors[other]
+    if isinstance(sizes.get("encoder"), dict) and sizes["encoder"]["weights"] is not None:
+        encoder: Any = model.encoder
         tensors.update({f"encoder.{k}": v for k, v in encoder.state_dict().items()})
     load_weights(model, tensors, path=weights, caller="from_pretrained")
     model.details = details
@@ -197,36 +254,22 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> Path:
         raise FileNotFoundError(f"{expected}, got {text!r} ({line})") from None
 
 
-def _card(model: "Captioner", dtype: str, details: dict[str, Any]) -> str:
+def _card(model: Pretrained, dtype: str, details: dict[str, Any]) -> str:
     """A short model card from what is known."""
-    encoder = model.config()["encoder"]
+    tag, title, facts, example = model.card()
+    encoder = model.config().get("encoder")
+    lines = ["---", "library_name: lrcn_fast", f"pipeline_tag: {tag}", "---", f"# {title}", ""]
+    if encoder is not None:
+        where = "not stored here: an installed package provides them" if encoder["weights"] else "stored here"
+        lines.append(f"- CNN: {encoder['name']}, {encoder['features']} features; its weights are {where}.")
     parameters = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
-    where = "not stored here: an installed package provides them" if encoder["weights"] else "stored here"
-    lines = [
-        "---",
-        "library_name: lrcn_fast",
-        "pipeline_tag: image-to-text",
-        "---",
-        f"# LRCN_{model.variant} image captioner",
-        "",
-        f"- CNN: {encoder['name']}, {encoder['features']} features; its weights are {where}.",
-        f"- Decoder: {parameters / 1e6:.2f} M parameters, embedding {model.embed_dim}, "
-        f"hidden {model.hidden_size}, {len(model.vocabulary)} words, stored as {dtype}.",
-        f"- Search unless told otherwise: beam {model.generation.num_beams}, length penalty "
-        f"{model.generation.length_penalty:g}.",
-    ]
+    lines.append(
+        f"- {parameters / 1e6:.2f} M parameters{' beside it' if encoder else ''}, stored as {dtype}."
+    )
+    lines += [f"- {fact}" for fact in facts]
     scores = details.get("validation")
     if isinstance(scores, dict) and scores:
         lines += ["", "Validation:", "", "| metric | value |", "|---|---|"]
         lines += [f"| {k} | {v:.4f} |" for k, v in scores.items() if isinstance(v, float)]
-    lines += [
-        "",
-        "```python",
-        "from lrcn_fast.models import Captioner",
-        "",
-        'model = Captioner.from_pretrained("path/to/this/folder")',
-        'print(model.caption(["photo.jpg"])[0][0].text)',
-        "```",
-        "",
-    ]
+    lines += ["", "```python", *example.splitlines(), "```", ""]
     return "\n".join(lines)

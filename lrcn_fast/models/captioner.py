@@ -15,7 +15,6 @@ H hidden, F features after normalisation and projection, V vocabulary.
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -27,7 +26,9 @@ from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.decoder import CaptionDecoder
 from lrcn_fast.decoding import GenerationConfig
-from lrcn_fast.models.encoders import create_encoder
+from lrcn_fast.models.bundle import Pretrained
+from lrcn_fast.models.conditioning import ConditionedFeatures
+from lrcn_fast.models.encoders import Encoder, create_encoder
 from lrcn_fast.nn import LSTM
 
 __all__ = ["Caption", "Captioner", "Generation"]
@@ -46,7 +47,7 @@ class Dropout:
     output: float = 0.0
 
 
-class Captioner(nn.Module):
+class Captioner(ConditionedFeatures, Pretrained):
     """An LRCN captioner, trainable end to end and decoded natively.
 
     Args:
@@ -75,10 +76,6 @@ class Captioner(nn.Module):
         'a black dog runs through the grass'
     """
 
-    encoder: Any
-    feature_mean: Tensor
-    feature_std: Tensor
-
     def __init__(
         self,
         encoder: str | nn.Module = "efficientnet_lite0",
@@ -99,12 +96,9 @@ class Captioner(nn.Module):
     ) -> None:
         super().__init__()
         _choose("variant", variant, tuple(VARIANTS))
-        _choose("feature_norm", feature_norm, ("none", "standardize", "l2"))
-        _choose("feature_activation", feature_activation, ("none", "relu", "tanh"))
         for name, value, low in (
             ("embed_dim", embed_dim, 1),
             ("hidden_size", hidden_size, 1),
-            ("feature_projection", feature_projection, 0),
         ):
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"Captioner: {name} must be an integer >= {low}, got {value!r}")
@@ -126,19 +120,14 @@ class Captioner(nn.Module):
         self.embed_dim = embed_dim
         self.hidden_size = hidden_size
         self.tie_weights = tie_weights
-        self.feature_norm = feature_norm
-        self.feature_activation = feature_activation
         self.dropout = dropout or Dropout()
         self.generation = generation or Generation()
         GenerationConfig(**asdict(self.generation))  # checks it
         self.details: dict[str, Any] = {}
 
-        V, C = len(self.vocabulary), int(self.encoder.feature_dim)
-        if feature_norm == "standardize":
-            self.register_buffer("feature_mean", torch.zeros(C))
-            self.register_buffer("feature_std", torch.ones(C))
-        self.feature_projection = nn.Linear(C, feature_projection) if feature_projection else None
-        F_ = feature_projection or C
+        V = len(self.vocabulary)
+        self.set_up_features(feature_norm, feature_projection, feature_activation)
+        F_ = self.feature_dim
         num_layers, static_layer = VARIANTS[variant]
         sizes = [embed_dim] + [hidden_size] * (num_layers - 1)
         layers = [
@@ -174,52 +163,10 @@ class Captioner(nn.Module):
         """Where the parameters are."""
         return self.decoder.projection.weight.device
 
-    @property
-    def feature_dim(self) -> int:
-        """F, the size of what the LSTM sees of an image."""
-        if self.feature_projection is not None:
-            return self.feature_projection.out_features
-        return int(self.encoder.feature_dim)
-
-    def set_feature_statistics(self, features: Tensor) -> None:
-        """Take mean and standard deviation for ``feature_norm="standardize"``. features: [N, C]."""
-        if self.feature_norm != "standardize":
-            raise ValueError(
-                "Captioner.set_feature_statistics: feature_norm must be 'standardize', "
-                f"got {self.feature_norm!r}"
-            )
-        x = features.detach().double()
-        mean = x.mean(0)
-        # One floor for dead channels: a thousandth of the typical deviation.
-        std = x.std(0, correction=0)
-        std = std.clamp_min(max(1e-3 * float(std.mean()), 1e-6))
-        self.feature_mean.copy_(mean)
-        self.feature_std.copy_(std)
-
     def encode(self, images: Tensor) -> Tensor:
         """CNN features of preprocessed images. [B, 3, S, S] -> [B, C], as the feature cache stores them."""
         features = self.encoder(images)
         assert isinstance(features, Tensor)
-        return features
-
-    def condition(self, features: Tensor) -> Tensor:
-        """What the LSTM sees: normalised, projected CNN features. [B, C] -> [B, F]."""
-        C = int(self.encoder.feature_dim)
-        if features.dim() != 2 or features.shape[1] != C:
-            raise ValueError(
-                f"Captioner: features must be [B, C] = [{len(features) if features.dim() else 0}, {C}], "
-                f"got {list(features.shape)}"
-            )
-        if self.feature_norm == "standardize":
-            features = (features - self.feature_mean) / self.feature_std
-        elif self.feature_norm == "l2":
-            features = F.normalize(features, dim=1)
-        if self.feature_projection is not None:
-            features = self.feature_projection(features)
-        if self.feature_activation == "relu":
-            features = F.relu(features)
-        elif self.feature_activation == "tanh":
-            features = torch.tanh(features)
         return features
 
     # ---- training -----------------------------------------------------------------------------
@@ -415,6 +362,8 @@ class Captioner(nn.Module):
 
     # ---- files --------------------------------------------------------------------------------
 
+    bundle_noun = "a captioner"
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments that are plain values, as ``config.json`` stores them."""
         return {
@@ -423,26 +372,41 @@ class Captioner(nn.Module):
             "embed_dim": self.embed_dim,
             "hidden_size": self.hidden_size,
             "tie_weights": self.tie_weights,
-            "feature_norm": self.feature_norm,
-            "feature_projection": 0 if self.feature_projection is None else self.feature_dim,
-            "feature_activation": self.feature_activation,
+            **self.feature_config(),
         }
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
-        """Write a bundle; see ``lrcn_fast.models.bundle.save_bundle`` for the options."""
-        from lrcn_fast.models.bundle import save_bundle
+    def settings(self) -> dict[str, Any]:
+        """See ``Pretrained``."""
+        return {"generation": asdict(self.generation)}
 
-        save_bundle(self, Path(folder), **options)
+    def ties(self) -> dict[str, str]:
+        """See ``Pretrained``."""
+        return {"decoder.embedding.weight": "decoder.projection.weight"} if self.tie_weights else {}
+
+    def card(self) -> tuple[str, str, list[str], str]:
+        """See ``Pretrained``."""
+        search = self.generation
+        facts = [
+            f"Decoder: embedding {self.embed_dim}, hidden {self.hidden_size}, {len(self.vocabulary)} words.",
+            f"Search unless told otherwise: beam {search.num_beams}, length penalty "
+            f"{search.length_penalty:g}.",
+        ]
+        example = (
+            "from lrcn_fast.models import Captioner\n\n"
+            'model = Captioner.from_pretrained("path/to/this/folder")\n'
+            'print(model.caption(["photo.jpg"])[0][0].text)'
+        )
+        return "image-to-text", f"LRCN_{self.variant} image captioner", facts, example
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> "Captioner":
-        """Load a bundle in evaluation mode: a folder, a packaged name, or a hub id.
-
-        See ``lrcn_fast.models.bundle.load_bundle`` for the options and the errors.
-        """
-        from lrcn_fast.models.bundle import load_bundle
-
-        return load_bundle(cls, name, **options)
+    def from_bundle(
+        cls, sizes: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary | None
+    ) -> "Captioner":
+        """See ``Pretrained``."""
+        encoder = Encoder.from_config(sizes.pop("encoder", None))
+        # Bundles of before this key searched as Generation() does.
+        generation = Generation(**config.get("generation", {}))
+        return cls(encoder, vocabulary=vocabulary, generation=generation, **sizes)
 
 
 def pad_captions(captions: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -142,7 +142,9 @@ class Preprocessing:
         mode: "short": the shorter side is resized to R, then the centre S x S is cut (torchvision's and
             timm's evaluation). "warp": the image is squashed to R x R, then the centre is cut. "centre":
             the centre S/R of each side is cut from the original, then squashed to S x S; the LRCN release
-            tests this way (margin ``int(side * (R - S) / (2 R) + 0.5)``).
+            tests this way (margin ``int(side * (R - S) / (2 R) + 0.5)``). "pad": the longer side is resized
+            to R, the image is padded with the mean to R x R and the centre is cut: with R = S nothing of the
+            image is lost and its shape stays.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos", all antialiased.
         channels: "rgb" or "bgr", the order the network reads.
         mean: Subtracted per channel, in that order.
@@ -151,7 +153,7 @@ class Preprocessing:
 
     size: int
     resize: int
-    mode: Literal["short", "warp", "centre"] = "short"
+    mode: Literal["short", "warp", "centre", "pad"] = "short"
     interpolation: str = "bilinear"
     channels: Literal["rgb", "bgr"] = "rgb"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -163,7 +165,7 @@ class Preprocessing:
         if self.size < 1 or self.resize < self.size:
             raise ValueError(f"Preprocessing: resize must be >= size >= 1, got {self.resize} and {self.size}")
         choices = {
-            "mode": ("short", "warp", "centre"),
+            "mode": ("short", "warp", "centre", "pad"),
             "interpolation": tuple(_RESAMPLING),
             "channels": ("rgb", "bgr"),
         }
@@ -209,16 +211,35 @@ class Preprocessing:
         Returns:
             Pixels [3, S, S].
         """
+        return self.view(image, 0.5, 0.5)
+
+    def view(self, image: Any, x: float, y: float) -> npt.NDArray[np.float32]:
+        """Prepare one image with the crop elsewhere than in the centre.
+
+        Args:
+            image: A path, or what :func:`to_rgb` takes.
+            x: Where the crop is in what room it has: 0 at the left, 0.5 in the centre, 1 at the right.
+            y: 0 at the top, 1 at the bottom.
+
+        Returns:
+            Pixels [3, S, S].
+
+        Raises:
+            ValueError: `x` or `y` is not in [0, 1].
+        """
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise ValueError(f"Preprocessing.view: x and y must be in [0, 1], got {x} and {y}")
         rgb = _open(image)
         size = (self.size, self.size)
         if self.mode == "centre":
             # Margins of the release: equal on both sides, rounded to whole pixels.
             margins = [int(side * (self.resize - self.size) / (2 * self.resize) + 0.5) for side in rgb.size]
             margins = [min(margin, (side - 1) // 2) for margin, side in zip(margins, rgb.size, strict=True)]
-            box = (margins[0], margins[1], rgb.width - margins[0], rgb.height - margins[1])
+            left, top = (round(2 * margin * at) for margin, at in zip(margins, (x, y), strict=True))
+            box = (left, top, rgb.width - 2 * margins[0] + left, rgb.height - 2 * margins[1] + top)
             return self._normalise(rgb.crop(box).resize(size, _RESAMPLING[self.interpolation]))
         resized = self._resize(rgb)
-        left, top = (round((side - self.size) / 2) for side in resized.size)
+        left, top = (round((side - self.size) * at) for side, at in zip(resized.size, (x, y), strict=True))
         return self._normalise(resized.crop((left, top, left + self.size, top + self.size)))
 
     def augment(
@@ -226,9 +247,9 @@ class Preprocessing:
     ) -> npt.NDArray[np.float32]:
         """Prepare one image for training: a random part of it, mirrored half of the time.
 
-        Modes "warp" and "centre" do as the LRCN release: squash to R x R, then a random S x S crop. Mode
-        "short" cuts a random rectangle of a share `scale` of the area and an aspect ratio within 3/4 to 4/3
-        (Szegedy et al. 2015), and resizes it to S x S.
+        Modes "warp" and "centre" do as the LRCN release: squash to R x R, then a random S x S crop; "pad"
+        pads to R x R instead. Mode "short" cuts a random rectangle of a share `scale` of the area and an
+        aspect ratio within 3/4 to 4/3 (Szegedy et al. 2015), and resizes it to S x S.
 
         Args:
             image: A path, or what :func:`to_rgb` takes.
@@ -253,7 +274,7 @@ class Preprocessing:
             left, top = int(uniform() * (rgb.width - width + 1)), int(uniform() * (rgb.height - height + 1))
             crop = rgb.resize((self.size, self.size), resampling, box=(left, top, left + width, top + height))
         else:
-            rgb = rgb.resize((self.resize, self.resize), resampling)
+            rgb = self._resize(rgb) if self.mode == "pad" else rgb.resize((self.resize,) * 2, resampling)
             left, top = (int(uniform() * (self.resize - self.size + 1)) for _ in range(2))
             crop = rgb.crop((left, top, left + self.size, top + self.size))
         if uniform() < 0.5:
@@ -264,6 +285,14 @@ class Preprocessing:
         resampling = _RESAMPLING[self.interpolation]
         if self.mode == "warp":
             return rgb.resize((self.resize, self.resize), resampling)
+        if self.mode == "pad":
+            longest = max(rgb.size)
+            wide, high = (max(1, round(side * self.resize / longest)) for side in rgb.size)
+            mean = self.mean if self.channels == "rgb" else self.mean[::-1]
+            square = Image.new("RGB", (self.resize, self.resize), tuple(round(m) for m in mean))
+            small = rgb.resize((wide, high), resampling)
+            square.paste(small, ((self.resize - wide) // 2, (self.resize - high) // 2))
+            return square
         # A strip of 1 x 5000 pixels would become a huge image of which only the centre is used: cut that
         # first.
         short = min(rgb.size)

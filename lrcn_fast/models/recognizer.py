@@ -1,0 +1,461 @@
+"""The LRCN activity recognizer: a CNN over the frames of a video, an LSTM over time, a class at every frame.
+
+Donahue et al., "Long-term Recurrent Convolutional Networks for Visual Recognition and Description", TPAMI
+2017, section 4. With x_t the CNN's features of frame t:
+
+    h_t = LSTM(x_t)              p(class | x_1..x_t) = softmax(W h_t + b)
+    h_t = x_t                    the single-frame baseline, recurrent=False
+
+A video's probabilities are the mean of those of all frames of all its clips (16 frames, one clip every 8).
+
+Shapes: B clips, T frames of the longest clip, N frames of a video, S side of the CNN's images, C features of
+the CNN, F features after normalisation and projection, H hidden, K classes.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrcn_fast.data.video import Video, clip_indices, open_video, uniform_indices
+from lrcn_fast.models.bundle import Pretrained
+from lrcn_fast.models.clip_views import CROPS, clip_frames
+from lrcn_fast.models.conditioning import ConditionedFeatures
+from lrcn_fast.models.encoders import Encoder, create_encoder
+from lrcn_fast.nn import LSTM
+
+__all__ = ["ActivityRecognizer", "ActivityStream", "Recognition", "RecognizerDropout"]
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass
+class RecognizerDropout:
+    """Training-time dropout of an ``ActivityRecognizer``; the paper: 0.9 on fc6, 0.5 on the LSTM's output."""
+
+    features: float = 0.0
+    output: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was recognised in one video.
+
+    Attributes:
+        classes: Names of the K classes.
+        probabilities: Mean over all frames of all clips and crops. [K] float32.
+        frame_probabilities: For each frame of the video the mean over the clips and crops that it is part of.
+            A frame that no clip holds has those of the nearest that is in one. [N, K] float32.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: Probabilities
+    frame_probabilities: Probabilities
+
+    def top(self, k: int = 1) -> list[tuple[str, float]]:
+        """Names and probabilities of the k likeliest classes."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.classes[i], float(self.probabilities[i])) for i in order]
+
+
+class ActivityRecognizer(ConditionedFeatures, Pretrained):
+    """An LRCN activity recognizer, or its single-frame baseline, trainable end to end.
+
+    Args:
+        encoder: Name for ``create_encoder``, or a module with its interface.
+        num_classes: K; may be left out with ``classes``.
+        hidden_size: H. The paper: 256 for RGB, 1024 for flow (256 in the released flow model).
+        classes: Names of the classes; default "0", "1", ...
+        recurrent: Whether there is an LSTM; without, every frame is classified alone.
+        stream: "rgb" reads frames, "flow" reads pictures of optical flow (``lrcn_fast.data.flow_video``);
+            mirrored flow has its horizontal part negated.
+        sampling: How a video is cut: "clips" of ``clip_length`` frames, one every ``clip_stride``, as the
+            paper does; "uniform": one clip of ``clip_length`` frames spread over the whole video.
+        clip_length: Frames of a clip.
+        clip_stride: Frames from the start of a clip to that of the next.
+        encoder_weights: "imagenet", None for random ones, or a path. Ignored for a module.
+        encoder_options: Further arguments of ``create_encoder``.
+        feature_norm: "none"; "standardize": subtract the mean and divide by the deviation set by
+            ``set_feature_statistics``; "l2": unit length.
+        feature_projection: Size of a learned linear map on the features; 0: none, F is C.
+        feature_activation: "none", "relu" or "tanh", after the projection.
+        caffe_release: Do as the code that came with the paper where that differs from what it says: mirrored
+            flow is not negated at test time, and the red mean of the hybrid net is 128.68 (a typo that its
+            LSTMs were trained with).
+        dropout: Probabilities during training.
+
+    Raises:
+        ValueError: an option that is not one of its choices, or a size below 1.
+
+    Example:
+        >>> model = ActivityRecognizer(classes=["kick", "wave"], encoder_weights=None).eval()
+        >>> model.recognize(np.zeros((20, 48, 64, 3), np.uint8)).frame_probabilities.shape
+        (20, 2)
+    """
+
+    bundle_noun = "an activity recognizer"
+    has_words = False
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "efficientnet_lite0",
+        num_classes: int | None = None,
+        hidden_size: int = 256,
+        *,
+        classes: Sequence[str] | None = None,
+        recurrent: bool = True,
+        stream: str = "rgb",
+        sampling: str = "clips",
+        clip_length: int = 16,
+        clip_stride: int = 8,
+        encoder_weights: str | os.PathLike[str] | None = "imagenet",
+        encoder_options: Mapping[str, Any] | None = None,
+        feature_norm: str = "none",
+        feature_projection: int = 0,
+        feature_activation: str = "none",
+        caffe_release: bool = False,
+        dropout: RecognizerDropout | None = None,
+    ) -> None:
+        super().__init__()
+        if classes is None:
+            if num_classes is None:
+                raise ValueError("ActivityRecognizer: num_classes or classes must be given, got neither")
+            _positive("num_classes", num_classes)
+            classes = [str(k) for k in range(num_classes)]
+        elif isinstance(classes, str) or len(set(classes)) != len(classes) or not classes:
+            raise ValueError(f"ActivityRecognizer: classes must be a list of distinct names, got {classes!r}")
+        elif num_classes not in (None, len(classes)):
+            raise ValueError(
+                f"ActivityRecognizer: num_classes must be the number of classes = {len(classes)}, "
+                f"got {num_classes}"
+            )
+        for name, value, choices in (("stream", stream, ("rgb", "flow")), ("sampling", sampling, SAMPLING)):
+            if value not in choices:
+                raise ValueError(
+                    f"ActivityRecognizer: {name} must be one of {', '.join(choices)}, got {value!r}"
+                )
+        for name, size in (
+            ("hidden_size", hidden_size),
+            ("clip_length", clip_length),
+            ("clip_stride", clip_stride),
+        ):
+            _positive(name, size)
+        if isinstance(encoder, str):
+            encoder = create_encoder(encoder, weights=encoder_weights, **(encoder_options or {}))
+        self.encoder = cast(Any, encoder)
+        self.classes = tuple(classes)
+        self.hidden_size, self.recurrent, self.stream_kind = hidden_size, recurrent, stream
+        self.sampling, self.clip_length, self.clip_stride = sampling, clip_length, clip_stride
+        self.caffe_release = caffe_release
+        self.dropout = dropout or RecognizerDropout()
+        self.details: dict[str, Any] = {}
+        self.set_up_features(feature_norm, feature_projection, feature_activation)
+        self.lstm = LSTM(self.feature_dim, hidden_size, batch_first=True) if recurrent else None
+        self.classifier = nn.Linear(hidden_size if recurrent else self.feature_dim, len(classes))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.classifier.weight.device
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def forward(
+        self, frames: Tensor, lengths: Tensor | None = None, *, state: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Class logits after every frame.
+
+        Args:
+            frames: Preprocessed frames [B, T, 3, S, S], which the CNN sees as one batch of B T images, or
+                its features [B, T, C].
+            lengths: Frames of each clip, 1 to T; None: T. What lies past them is not computed. [B] int64.
+            state: h and c of the LSTM before the first frame, zeros if None. [1, B, H] each.
+
+        Returns:
+            Logits [B, T, K]; past a clip's length they mean nothing.
+
+        Raises:
+            ValueError: another shape, or a length out of range.
+        """
+        return self._run(self._features_of(frames, lengths), lengths, state)[0]
+
+    def _features_of(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """CNN features [B, T, C] of what ``forward`` takes."""
+        C = int(self.encoder.feature_dim)
+        if frames.dim() not in (3, 5) or (frames.dim() == 3 and frames.shape[2] != C):
+            raise ValueError(
+                f"ActivityRecognizer: frames must be [B, T, 3, S, S] or features [B, T, C] with C = {C}, "
+                f"got {list(frames.shape)}"
+            )
+        B, T = frames.shape[:2]
+        if lengths is not None and (
+            lengths.shape != (B,) or bool((lengths < 1).any() or (lengths > T).any())
+        ):
+            raise ValueError(
+                f"ActivityRecognizer: lengths must be [B] = [{B}], each 1 to T = {T}, got {lengths.tolist()}"
+            )
+        if frames.dim() == 3:
+            return frames
+        if lengths is None:
+            encoded: Tensor = self.encoder(frames.flatten(0, 1))
+            return encoded.view(B, T, C)
+        real = torch.arange(T, device=frames.device) < lengths.to(frames.device)[:, None]
+        some: Tensor = self.encoder(frames[real])
+        return some.new_zeros(B, T, C).masked_scatter(real[:, :, None], some)
+
+    def _run(
+        self, features: Tensor, lengths: Tensor | None, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        B, T, _ = features.shape
+        p = self.dropout
+        x = self.condition(features.flatten(0, 1)).view(B, T, self.feature_dim)
+        x = F.dropout(x, p.features, self.training)
+        if self.lstm is not None:
+            if lengths is not None:
+                lengths = lengths.to(x.device)
+            # Under autocast the projection returns half precision; the recurrence is float32.
+            output, state = self.lstm(x.to(self.classifier.weight.dtype), state, lengths=lengths)
+            x = F.dropout(cast(Tensor, output), p.output, self.training)
+        logits: Tensor = self.classifier(x)
+        return logits, state
+
+    def loss(
+        self,
+        frames: Tensor,
+        labels: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Cross-entropy over all frames of all clips, each with its clip's label: their mean, or "sum".
+
+        Args:
+            frames: As in ``forward``.
+            labels: Class of each clip. [B] int64.
+            lengths: As in ``forward``.
+            label_smoothing: Share of the target that is spread over all classes.
+            reduction: "mean" or "sum".
+        """
+        logits = self(frames, lengths)
+        B, T, K = logits.shape
+        if lengths is None:
+            lengths = torch.full((B,), T, dtype=torch.int64)
+        real = (torch.arange(T) < lengths.cpu()[:, None]).to(logits.device)
+        targets = labels.to(logits.device)[:, None].expand(B, T)
+        # An ignored target adds nothing, and is not counted by the mean.
+        targets = torch.where(real, targets, -100)
+        return F.cross_entropy(
+            logits.float().reshape(-1, K),
+            targets.reshape(-1),
+            ignore_index=-100,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+
+    # ---- inference ----------------------------------------------------------------------------
+
+    def clips(self, num_frames: int) -> npt.NDArray[np.int64]:
+        """Frame numbers of the clips of a video of ``num_frames`` frames. [clips, clip_length]."""
+        if self.sampling == "uniform":
+            return uniform_indices(num_frames, self.clip_length)[None]
+        return clip_indices(num_frames, self.clip_length, self.clip_stride)
+
+    @torch.no_grad()
+    def recognize(
+        self,
+        video: Any,
+        *,
+        crops: str = "centre",
+        sampling: str | None = None,
+        clip_length: int | None = None,
+        clip_stride: int | None = None,
+        batch_size: int = 16,
+    ) -> Recognition:
+        """Recognise the activity in one video, as the paper does.
+
+        Each frame goes through the CNN once, however many clips share it.
+
+        Args:
+            video: A ``Video``, or whatever ``open_video`` takes: a path, a folder of frames, an array [N, H,
+                W, 3] uint8. For a model of optical flow, pictures of flow (``lrcn_fast.data.flow_video``).
+            crops: "centre", or "ten": the four corners and the centre, and their mirror images.
+            sampling: Instead of the model's own.
+            clip_length: Instead of the model's own.
+            clip_stride: Instead of the model's own.
+            batch_size: Frames that the CNN sees at a time.
+
+        Raises:
+            ValueError: not a video, or an option that is not one of its choices; "ten" for a CNN whose
+                preprocessing leaves a crop no room.
+        """
+        self._require_eval("recognize")
+        if crops not in CROPS:
+            raise ValueError(
+                f"ActivityRecognizer.recognize: crops must be one of {', '.join(CROPS)}, got {crops!r}"
+            )
+        if not isinstance(video, Video):
+            with open_video(video) as opened:
+                return self.recognize(
+                    opened, crops=crops, sampling=sampling, clip_length=clip_length,
+                    clip_stride=clip_stride, batch_size=batch_size,
+                )  # fmt: skip
+        sampling = sampling or self.sampling
+        if sampling not in SAMPLING:
+            raise ValueError(
+                f"ActivityRecognizer.recognize: sampling must be one of {', '.join(SAMPLING)}, "
+                f"got {sampling!r}"
+            )
+        length = clip_length or self.clip_length
+        N = len(video)
+        clips = (
+            uniform_indices(N, length)[None]
+            if sampling == "uniform"
+            else clip_indices(N, length, clip_stride or self.clip_stride)
+        )
+        used, where = np.unique(clips, return_inverse=True)
+        features = self.features(video, used, crops=crops, batch_size=batch_size)  # [crops, n, C]
+        rows = torch.from_numpy(where.reshape(clips.shape)).to(self.device)
+        total = torch.zeros(len(used), len(self.classes), dtype=torch.float64)
+        count = np.zeros(len(used))
+        for one in features:
+            for start in range(0, len(clips), 64):
+                part = rows[start : start + 64]
+                p = self(one[part]).float().softmax(-1).double().cpu()
+                total.index_add_(0, part.reshape(-1).cpu(), p.flatten(0, 1))
+            np.add.at(count, where.reshape(-1), 1)
+        frames = (total / torch.from_numpy(count)[:, None]).numpy()
+        nearest = np.abs(used[None, :] - np.arange(N)[:, None]).argmin(1) if len(used) < N else slice(None)
+        return Recognition(
+            self.classes,
+            (total.sum(0).numpy() / count.sum()).astype(np.float32),
+            frames[nearest].astype(np.float32),
+        )
+
+    @torch.no_grad()
+    def features(self, video: Video, frames: Any, *, crops: str = "centre", batch_size: int = 16) -> Tensor:
+        """CNN features of some frames of a video.
+
+        Args:
+            video: The video.
+            frames: Their numbers. [n].
+            crops: "centre" (one crop) or "ten".
+            batch_size: Frames that the CNN sees at a time.
+
+        Returns:
+            [crops, n, C] float32, on the model's device.
+        """
+        numbers = np.asarray(frames)
+        views = CROPS[crops]
+        parts: list[list[Tensor]] = [[] for _ in views]
+        flow = self.stream_kind == "flow" and not self.caffe_release
+        for at in range(0, len(numbers), batch_size):
+            pictures = video.frames(numbers[at : at + batch_size])
+            for view, part in zip(views, parts, strict=True):
+                images = clip_frames(self.preprocessing, pictures, view, flow=flow)
+                part.append(self.encoder(images.to(self.device)).float())
+        return torch.stack([torch.cat(part) for part in parts])
+
+    @property
+    def preprocessing(self) -> Any:
+        """From a frame to the CNN's input: the encoder's own, but for flow and for ``caffe_release``."""
+        return _preprocessing(self.encoder, self.stream_kind, self.caffe_release)
+
+    def stream(self) -> "ActivityStream":
+        """Recognise frame by frame: an object with ``push(frame)``, which keeps the LSTM's state."""
+        self._require_eval("stream")
+        return ActivityStream(self)
+
+    def _require_eval(self, method: str) -> None:
+        if self.training:
+            raise ValueError(
+                f"ActivityRecognizer.{method}: the model must be in eval mode, got train mode; call .eval()"
+            )
+
+    # ---- files --------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments that are plain values, as ``config.json`` stores them."""
+        return {
+            "encoder": self.encoder.config(),
+            "hidden_size": self.hidden_size,
+            "classes": list(self.classes),
+            "recurrent": self.recurrent,
+            "stream": self.stream_kind,
+            "sampling": self.sampling,
+            "clip_length": self.clip_length,
+            "clip_stride": self.clip_stride,
+            "caffe_release": self.caffe_release,
+            **self.feature_config(),
+        }
+
+    def card(self) -> tuple[str, str, list[str], str]:
+        """See ``Pretrained``."""
+        head = f"LSTM of {self.hidden_size} units" if self.recurrent else "single frames, no LSTM"
+        how = f"{self.clip_length} frames, " + (
+            "spread over the video" if self.sampling == "uniform" else f"one clip every {self.clip_stride}"
+        )
+        facts = [f"Reads {self.stream_kind}: {head}; clips of {how}.", f"Classes: {', '.join(self.classes)}."]
+        example = (
+            "from lrcn_fast.models import ActivityRecognizer\n\n"
+            'model = ActivityRecognizer.from_pretrained("path/to/this/folder")\n'
+            'print(model.recognize("video.mp4").top(3))'
+        )
+        return "video-classification", "LRCN activity recognizer", facts, example
+
+    @classmethod
+    def from_bundle(
+        cls, sizes: dict[str, Any], config: dict[str, Any], vocabulary: Any
+    ) -> "ActivityRecognizer":
+        """See ``Pretrained``."""
+        return cls(Encoder.from_config(sizes.pop("encoder", None)), **sizes)
+
+
+class ActivityStream:
+    """A video as it comes; made by ``ActivityRecognizer.stream``."""
+
+    def __init__(self, model: ActivityRecognizer) -> None:
+        self._model = model
+        self._preprocessing = model.preprocessing
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the frames so far: the next is the first of a new video."""
+        self._state: tuple[Tensor, Tensor] | None = None
+        self.frames = 0
+
+    @torch.no_grad()
+    def push(self, frame: Any) -> Probabilities:
+        """Take the next frame (uint8 [H, W, 3]; a flow picture for a flow model). Returns [K] float32."""
+        model = self._model
+        image = torch.from_numpy(self._preprocessing(frame)).to(model.device)
+        features = model.encoder(image[None])[None]
+        logits, self._state = model._run(features, None, self._state)
+        self.frames += 1
+        p: Probabilities = logits[0, 0].float().softmax(-1).cpu().numpy()
+        return p
+
+
+SAMPLING = ("clips", "uniform")
+
+
+def _preprocessing(encoder: Any, stream: str, caffe_release: bool) -> Any:
+    import dataclasses
+
+    held = encoder.preprocessing
+    if stream == "flow":
+        return dataclasses.replace(held, mean=(128.0, 128.0, 128.0))
+    if caffe_release and held.mean == (103.939, 116.779, 123.68):
+        return dataclasses.replace(held, mean=(103.939, 116.779, 128.68))
+    return held
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"ActivityRecognizer: {name} must be an integer >= 1, got {value!r}")
