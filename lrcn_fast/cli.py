@@ -1,4 +1,4 @@
-"""The command line: ``lrcn-fast demo | train | caption | eval | convert | info``.
+"""The command line: ``lrcn-fast demo | train | caption | recognize | eval | convert | info``.
 
 Results go to stdout, one line per result, or JSON lines with ``--json``. Problems go to stderr, one line
 each; progress too, and only on a terminal. Exit status: 0, 1 where something failed (a bad file among good
@@ -21,6 +21,9 @@ try:
 except ImportError as error:
     raise ImportError("lrcn-fast needs typer and rich: pip install 'lrcn_fast[cli]'") from error
 
+from lrcn_fast._cli_options import Device, DeviceName, Json, check_device, progress
+from lrcn_fast._cli_recognize import recognize
+
 if TYPE_CHECKING:
     from lrcn_fast.models import Captioner
 
@@ -37,13 +40,6 @@ DEFAULT_MODEL = "flickr8k-small"
 
 # Recent versions of typer carry click inside, older ones depend on it: reach its classes through typer.
 _UsageError: Any = typer.BadParameter.__mro__[1]
-
-
-class DeviceName(str, enum.Enum):
-    """Where to run."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 class SourceName(str, enum.Enum):
@@ -89,9 +85,7 @@ NewTokens = Annotated[
         "--max-new-tokens", min=1, help="Longest caption, end marker included. Default: the model's."
     ),
 ]
-Device = Annotated[DeviceName, typer.Option("--device", help="Where to run.")]
 Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Weights of the decoder.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
 
 
 @app.callback()
@@ -134,7 +128,7 @@ def caption(
 
     from lrcn_fast._photos import batches
 
-    with _progress(len(photos)) as advance:
+    with progress(len(photos)) as advance:
         for batch in batches(photos, 8 if device is DeviceName.CPU else 32):
             names, tensors = [], []
             for name, source in batch:
@@ -155,6 +149,9 @@ def caption(
                     _print_captions(name, captions, as_json)
             advance(len(batch))
     problems.finish()
+
+
+app.command()(recognize)
 
 
 @app.command()
@@ -245,7 +242,7 @@ def evaluate(
     else:
         captioner = _load(str(model), device, dtype)
         found = {}
-        with _progress(len(people)) as advance:
+        with progress(len(people)) as advance:
             for item in people:
                 advance(1)
                 if item.image is None:
@@ -340,12 +337,9 @@ def info(as_json: Json = False) -> None:
 
 
 def _load(model: str, device: DeviceName, dtype: DtypeName) -> "Captioner":
-    import torch
-
     from lrcn_fast.models import Captioner
 
-    if device is DeviceName.CUDA and not torch.cuda.is_available():
-        raise typer.BadParameter("--device must be cpu without an NVIDIA GPU, got cuda")
+    check_device(device)
     return Captioner.from_pretrained(model, device=device.value).prepare(dtype.value)
 
 
@@ -360,24 +354,6 @@ def _print_captions(name: str, captions: Sequence[Any], as_json: bool) -> None:
     else:
         for c in captions:
             print(f"{name}\t{c.score:.3f}\t{c.text}", flush=True)
-
-
-def _progress(total: int) -> Any:
-    """A bar on stderr if that is a terminal and stdout is not; ``with`` it for ``advance(n)``."""
-    import contextlib
-
-    if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
-        return contextlib.nullcontext(lambda n: None)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def bar() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("photos", total=total)
-            yield lambda n: progress.advance(task, n)
-
-    return bar()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
