@@ -48,6 +48,13 @@ class SourceName(str, enum.Enum):
     CAFFE = "caffe"
 
 
+class StreamName(str, enum.Enum):
+    """What an activity model reads: frames, or pictures of optical flow."""
+
+    RGB = "rgb"
+    FLOW = "flow"
+
+
 class DtypeName(str, enum.Enum):
     """How the decoder's weights are held."""
 
@@ -308,13 +315,23 @@ def convert(
     vocabulary: Annotated[
         Path | None, typer.Option("--vocabulary", help="The release's vocabulary.txt, for a captioner.")
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option("--classes", help="Names of an activity model's classes: one a line, or classInd.txt."),
+    ] = None,
+    stream: Annotated[
+        StreamName | None, typer.Option("--stream", help="What an activity model reads. Default: rgb.")
+    ] = None,
     dtype: Annotated[DtypeName, typer.Option("--dtype", help="How weights are stored.")] = DtypeName.FLOAT32,
     as_json: Json = False,
 ) -> None:
     """Turn a model of the original LRCN release, or its CNN, into one of this package."""
     from lrcn_fast.importers.caffe import convert_caffe, summary
 
-    facts = summary(convert_caffe(model, out, vocabulary=vocabulary, dtype=dtype.value))
+    kind = stream.value if stream else None
+    facts = summary(
+        convert_caffe(model, out, vocabulary=vocabulary, classes=classes, stream=kind, dtype=dtype.value)
+    )
     if as_json:
         print(json.dumps({"model": str(out), **facts}))
     else:

@@ -216,7 +216,8 @@ def test_what_is_no_captioner_of_the_release(tmp_path):
     check(
         good | {"predict": [good["predict"][0][1:], good["predict"][1]]}, ValueError, r"shape \[11, 5\], got"
     )
-    check({"fc": [np.ones(3)]}, ValueError, "vocabulary must be None, as .* is no captioner")
+    check({"fc": [np.ones(3)]}, ValueError, "vocabulary must be None, as .* is neither a captioner nor")
+    check(good, ValueError, "classes must be None, as .* is a captioner", classes=["a"])
     check(
         {"fc": [np.ones(3)]},
         ValueError,

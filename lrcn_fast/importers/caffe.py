@@ -17,8 +17,11 @@ variant  lstm1   lstm2
 2u       4       3
 2f       3       4
 =======  ======  ======
+
+An activity model has ``lstm1`` (3 blobs) and ``fc8-final``; the single-frame baseline has ``fc8-ucf``.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +38,7 @@ from lrcn_fast.importers.caffe_wire import read_caffemodel
 from lrcn_fast.models._weights import load_weights, write_state_dict
 from lrcn_fast.models.captioner import Captioner, Generation
 from lrcn_fast.models.encoders import Encoder, create_encoder
+from lrcn_fast.models.recognizer import ActivityRecognizer
 
 __all__ = ["convert_caffe", "load_caffe", "read_vocabulary", "summary"]
 
@@ -43,37 +47,56 @@ Array = npt.NDArray[np.float32]
 
 
 def load_caffe(
-    path: PathLike, *, vocabulary: Vocabulary | PathLike | None = None, encoder: Any = None
-) -> Captioner | Encoder:
+    path: PathLike,
+    *,
+    vocabulary: Vocabulary | PathLike | None = None,
+    classes: Sequence[str] | PathLike | None = None,
+    stream: str | None = None,
+    encoder: Any = None,
+) -> Captioner | ActivityRecognizer | Encoder:
     """Load a model of the original release, or CaffeNet, VGG-16 or the hybrid network, from a Caffe file.
 
     Args:
         path: A ``.caffemodel`` or ``.caffemodel.h5`` file.
         vocabulary: Words of a captioner: a ``Vocabulary``, or the release's vocabulary.txt.
-        encoder: The CNN of a captioner, from ``create_encoder``; None takes the one in the file.
+        classes: Names of an activity model's classes: a list, or a file with one a line, such as UCF101's
+            classInd.txt; None: "0", "1", ...
+        stream: What an activity model reads, "rgb" or "flow", which its weights do not tell; None: "rgb".
+        encoder: The CNN of a captioner or an activity model, from ``create_encoder``; None takes the one in
+            the file.
 
     Returns:
-        A ``Captioner`` or an ``Encoder``, in evaluation mode, with the preprocessing of the release. An
-        encoder gives fc8 where the file has it, otherwise the last layer that it has.
+        A ``Captioner``, an ``ActivityRecognizer`` or an ``Encoder``, in evaluation mode, with the
+        preprocessing of the release. An encoder gives fc8 where the file has it, otherwise the last layer
+        that it has.
 
     Raises:
         FileNotFoundError: There is no such file.
         NotImplementedError: A recurrent network of a kind that this package does not have.
         ValueError: The file is damaged, is of no known kind, its weights do not fit each other, or the
-            vocabulary is missing, of another size, or given without need. The message names the file.
+            vocabulary is missing; or an argument does not fit the file. The message names the file.
 
     Example:
         >>> model = load_caffe("lrcn.caffemodel", vocabulary="vocabulary.txt")  # doctest: +SKIP
         >>> model.caption(["dog.jpg"])[0][0].text  # doctest: +SKIP
     """
     weights = _Weights(path)
+    given = {"vocabulary": vocabulary, "classes": classes, "stream": stream, "encoder": encoder}
     if "embedding" in weights.layers and "predict" in weights.layers:
+        kind, takes = "a captioner", {"vocabulary", "encoder"}
+    elif "fc8-final" in weights.layers or "fc8-ucf" in weights.layers:
+        kind, takes = "an activity model", {"classes", "stream", "encoder"}
+    else:
+        kind, takes = "neither a captioner nor an activity model", set()
+    for name, value in given.items():
+        if value is not None and name not in takes:
+            raise ValueError(f"load_caffe: {name} must be None, as {path} is {kind}, got one")
+    if "vocabulary" in takes:
         if vocabulary is None:
             raise ValueError(f"load_caffe: vocabulary must be given for the captioner in {path}, got None")
         return _captioner(weights, vocabulary, encoder)
-    for name, value in (("vocabulary", vocabulary), ("encoder", encoder)):
-        if value is not None:
-            raise ValueError(f"load_caffe: {name} must be None, as {path} is no captioner, got one")
+    if "classes" in takes:
+        return _recognizer(weights, classes, stream or "rgb", encoder)
     return _encoder(weights)
 
 
@@ -82,18 +105,23 @@ def convert_caffe(
     out: PathLike,
     *,
     vocabulary: Vocabulary | PathLike | None = None,
+    classes: Sequence[str] | PathLike | None = None,
+    stream: str | None = None,
     dtype: str = "float32",
-) -> Captioner | Encoder:
+) -> Captioner | ActivityRecognizer | Encoder:
     """Write what :func:`load_caffe` loads in the files of this package.
 
-    A captioner becomes a folder for ``Captioner.from_pretrained``. An encoder becomes ``weights.safetensors``
-    in the folder, for ``create_encoder(name, weights=...)`` or ``encoder_weights`` of a recipe.
+    A captioner or activity model becomes a folder for its ``from_pretrained``. An encoder becomes
+    ``weights.safetensors`` in the folder, for ``create_encoder(name, weights=...)`` or ``encoder_weights`` of
+    a recipe.
 
     Args:
         path: As for :func:`load_caffe`.
         out: The folder, created if needed. Nothing is written where the file cannot be loaded.
         vocabulary: As for :func:`load_caffe`.
-        dtype: How a captioner's weights are stored: "float32", "bfloat16" or "int8".
+        classes: As for :func:`load_caffe`.
+        stream: As for :func:`load_caffe`.
+        dtype: How weights are stored: "float32", "bfloat16" or "int8"; an encoder's always as "float32".
 
     Returns:
         The model.
@@ -101,8 +129,8 @@ def convert_caffe(
     Raises:
         FileNotFoundError, NotImplementedError, ValueError: As :func:`load_caffe`.
     """
-    model = load_caffe(path, vocabulary=vocabulary)
-    if isinstance(model, Captioner):
+    model = load_caffe(path, vocabulary=vocabulary, classes=classes, stream=stream)
+    if not isinstance(model, Encoder):
         model.save_pretrained(out, dtype=dtype, details=model.details)
         return model
     if dtype != "float32":
@@ -112,7 +140,7 @@ def convert_caffe(
     return model
 
 
-def summary(model: Captioner | Encoder) -> dict[str, Any]:
+def summary(model: Captioner | ActivityRecognizer | Encoder) -> dict[str, Any]:
     """What a converted model is, in plain values."""
     if isinstance(model, Captioner):
         return {
@@ -120,6 +148,13 @@ def summary(model: Captioner | Encoder) -> dict[str, Any]:
             "encoder": f"{model.encoder.name} {model.encoder.features}",
             "words": len(model.vocabulary),
             "hidden_size": model.hidden_size,
+        }
+    if isinstance(model, ActivityRecognizer):
+        return {
+            "kind": f"activity model, {model.stream_kind}, {'LSTM' if model.recurrent else 'single frames'}",
+            "encoder": f"{model.encoder.name} {model.encoder.features}",
+            "classes": len(model.classes),
+            **({"hidden_size": model.hidden_size} if model.recurrent else {}),
         }
     return {"kind": "encoder", "encoder": f"{model.name} {model.features}"}
 
@@ -270,15 +305,86 @@ def _captioner(weights: _Weights, words: Vocabulary | PathLike, encoder: Any) ->
     return model.eval()
 
 
+# ---- activity models --------------------------------------------------------------------------
+
+
+def _recognizer(
+    weights: _Weights, classes: Sequence[str] | PathLike | None, stream: str, encoder: Any
+) -> ActivityRecognizer:
+    recurrent = "fc8-final" in weights.layers
+    last = "fc8-final" if recurrent else "fc8-ucf"
+    blobs = weights.blobs(last, 2)
+    classifier = weights.array(blobs[0], f"the weights of {last}", (None, None))
+    K, reads = classifier.shape
+    bias = weights.array(blobs[1], f"the bias of {last}", (K,))
+    lstm: dict[str, Array] = {}
+    sizes = {}
+    if recurrent:
+        if "lstm1" in weights.layers and len(weights.layers["lstm1"].blobs) == 5:
+            raise NotImplementedError(
+                f"load_caffe: lstm1 of {weights.path} must be an LSTM (3 blobs), got a plain recurrent layer"
+            )
+        lstm = weights.lstm("lstm1", static=False)
+        H = lstm["weight_hh_l0"].shape[1]
+        if reads != H:
+            raise weights.error(f"have {last} read the {H} outputs of lstm1", reads)
+        reads, sizes = lstm["weight_ih_l0"].shape[1], {"hidden_size": H}
+    names = _class_names(classes) if isinstance(classes, (str, os.PathLike)) else classes
+    if names is not None and len(names) != K:
+        raise weights.error(f"have an output of {last} for each of the {len(names)} classes", K)
+    if encoder is None:
+        encoder = _encoder(weights, "fc7" if "fc7" in weights.layers else "fc6", frames=True)
+    if reads != encoder.feature_dim:
+        what = "lstm1" if recurrent else last
+        raise weights.error(f"have {what} read the encoder's {encoder.feature_dim} features", reads)
+    # The LSTMs on RGB were trained with the red mean of the release's loader. The other thing that
+    # caffe_release does, mirrored flow that is not negated, nobody wants.
+    model = ActivityRecognizer(
+        encoder,
+        K,
+        classes=names,
+        recurrent=recurrent,
+        stream=stream,
+        caffe_release=recurrent and stream == "rgb",
+        **sizes,
+    )
+    parts: list[tuple[nn.Module, dict[str, Array]]] = [
+        (model.classifier, {"weight": classifier, "bias": bias})
+    ]
+    if model.lstm is not None:
+        parts.append((model.lstm, lstm))
+    for module, arrays in parts:
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        load_weights(module, tensors, path=weights.path, caller="load_caffe")
+    model.details = {"converted_from": Path(weights.path).name}
+    return model.eval()
+
+
+def _class_names(path: PathLike) -> list[str]:
+    """One name a line; numbers in front of all lines, as in UCF101's classInd.txt, go."""
+    lines = [line.strip() for line in read_text(Path(path), "load_caffe").splitlines()]
+    lines = [line for line in lines if line]
+    numbered = [line.partition(" ") for line in lines]
+    if all(number == str(n) and name for n, (number, _, name) in enumerate(numbered, 1)):
+        return [name.strip() for _, _, name in numbered]
+    return lines
+
+
 # ---- networks ---------------------------------------------------------------------------------
 
 
-def _encoder(weights: _Weights, features: str | None = None) -> Encoder:
-    """The CNN in a file, with the last of fc6, fc7 and fc8 that it has unless told which."""
+def _encoder(weights: _Weights, features: str | None = None, *, frames: bool = False) -> Encoder:
+    """The CNN in a file, with the last of fc6, fc7 and fc8 that it has unless told which.
+
+    With `frames`, the release's preprocessing of video: the shorter side to 240 pixels, the centre cut.
+    """
     name = _network(weights)
     if features is None:
         features = next((layer for layer in ("fc8", "fc7") if layer in weights.layers), "fc6")
     encoder = create_encoder(name, weights=None, features=features)
+    if frames:
+        held = encoder.preprocessing
+        encoder.preprocessing = dataclasses.replace(held, mode="short", resize=240)
     tensors = _network_weights(weights, encoder.net)
     load_weights(encoder.net, tensors, path=weights.path, caller="load_caffe")
     return encoder
@@ -291,8 +397,9 @@ def _network(weights: _Weights) -> str:
     kernel = weights.layers["conv1"].blobs[0].shape[-1] if "conv1" in weights.layers else 0
     if kernel not in (7, 11) or "conv5" not in weights.layers:
         raise weights.error(
-            "hold a captioner (embedding, lstm1, predict), CaffeNet, the hybrid network (conv1..conv5, fc6) "
-            "or VGG-16 (conv1_1..conv5_3, fc6)", f"layers {weights.found()}"
+            "hold a captioner (embedding, lstm1, predict), an activity model (fc8-final or fc8-ucf), or "
+            "CaffeNet, the hybrid network (conv1..conv5, fc6) or VGG-16 (conv1_1..conv5_3, fc6)",
+            f"layers {weights.found()}",
         )  # fmt: skip
     order = [layer.name for layer in weights.order]
     if "norm1" in order and "pool1" in order[order.index("norm1") :]:
