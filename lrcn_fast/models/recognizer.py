@@ -88,6 +88,8 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         caffe_release: Do as the code that came with the paper where that differs from what it says: mirrored
             flow is not negated at test time, and the red mean of the hybrid net is 128.68 (a typo that its
             LSTMs were trained with).
+        init_scale: Start with LSTM weights uniform in +-scale, classifier weights normal with that deviation
+            and zero biases (the release: 0.01); 0: torch's defaults.
         dropout: Probabilities during training.
 
     Raises:
@@ -120,6 +122,7 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         feature_projection: int = 0,
         feature_activation: str = "none",
         caffe_release: bool = False,
+        init_scale: float = 0.0,
         dropout: RecognizerDropout | None = None,
     ) -> None:
         super().__init__()
@@ -158,6 +161,14 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         self.set_up_features(feature_norm, feature_projection, feature_activation)
         self.lstm = LSTM(self.feature_dim, hidden_size, batch_first=True) if recurrent else None
         self.classifier = nn.Linear(hidden_size if recurrent else self.feature_dim, len(classes))
+        if init_scale > 0:
+            nn.init.normal_(self.classifier.weight, std=init_scale)
+            nn.init.zeros_(self.classifier.bias)
+            for name, parameter in self.lstm.named_parameters() if self.lstm is not None else ():
+                if "bias" in name:
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.uniform_(parameter, -init_scale, init_scale)
 
     @property
     def device(self) -> torch.device:
@@ -319,8 +330,26 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             if sampling == "uniform"
             else clip_indices(N, length, clip_stride or self.clip_stride)
         )
+        used = np.unique(clips)
+        return self.recognize_features(
+            self.features(video, used, crops=crops, batch_size=batch_size), clips, N
+        )
+
+    @torch.no_grad()
+    def recognize_features(
+        self, features: Tensor, clips: npt.NDArray[np.int64], num_frames: int
+    ) -> Recognition:
+        """Recognise a video from CNN features of its frames.
+
+        Args:
+            features: Of every frame that a clip holds, in the order of their numbers, one row of crops each.
+                [crops, n, C].
+            clips: Frame numbers. [clips, T].
+            num_frames: N.
+        """
+        self._require_eval("recognize_features")
+        N = num_frames
         used, where = np.unique(clips, return_inverse=True)
-        features = self.features(video, used, crops=crops, batch_size=batch_size)  # [crops, n, C]
         rows = torch.from_numpy(where.reshape(clips.shape)).to(self.device)
         total = torch.zeros(len(used), len(self.classes), dtype=torch.float64)
         count = np.zeros(len(used))
