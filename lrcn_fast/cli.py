@@ -282,6 +282,56 @@ def evaluate(
 
 
 @app.command()
+def retrieve(
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CAPTION PHOTO...]", help="A caption, then files, folders, globs of photos."),
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option("--image", help="Find captions of this photo (repeatable) instead.")
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option("--captions", help="The captions to choose from: text, one a line; - is stdin."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            help="Photos (a folder, say): subtract the mean likelihood of each caption over them, so that "
+            "captions likely for any photo do not always win.",
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Results.")] = 5,
+    end_marker: Annotated[
+        bool,
+        typer.Option("--end-marker", help="Score the end of the sentence too, unlike the paper's release."),
+    ] = False,
+    model: Model = DEFAULT_MODEL,
+    device: Device = DeviceName.CPU,
+    as_json: Json = False,
+) -> None:
+    """Find the photos of a caption, or the captions of a photo."""
+    if images is None:
+        if captions is not None or against is not None:
+            raise typer.BadParameter("--captions and --against go with --image")
+        if query is None or len(query) < 2:
+            raise typer.BadParameter("give a caption and photos, or --image and --captions")
+    elif query or captions is None:
+        raise typer.BadParameter("--image goes with --captions, and with no other caption or photo")
+    from lrcn_fast import _retrieve
+
+    sentences = [] if captions is None else _retrieve.read_sentences(captions)
+    captioner = _load(model, device, DtypeName.FLOAT32)
+    options: Any = {"end_marker": end_marker, "top_k": top_k, "as_json": as_json, "bar": progress}
+    if images is None:
+        assert query is not None
+        _retrieve.find_photos(captioner, query[0], query[1:], **options)
+    else:
+        _retrieve.find_captions(captioner, images, sentences, against or [], **options)
+
+
+@app.command()
 def demo(
     model: Model = DEFAULT_MODEL,
     num_beams: Beams = None,
