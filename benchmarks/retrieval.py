@@ -1,8 +1,8 @@
 """Retrieval: speed and memory of scoring every caption for every photo, and results on Flickr8k's dev photos.
 
-    speed    1000 photos x 5000 captions (or --photos, --captions) with the packaged model: random features, and
+    speed    1000 photos x 5000 captions (--photos, --captions) with the packaged model: random features, and
              captions of COCO val2014. Only as many photos as fit in --seconds are scored; the rest is
-             extrapolated, pairs being the same work. Beside it the same pairs one by one (each pair's logits
+             extrapolated, pairs being the same work. Beside it 160 pairs one by one (each pair's logits
              from CaptionDecoder.log_likelihood in batches of 256), after the two were compared.
     quality  113 photos, 565 captions, both directions; with and without the paper's normalisation, end marker
              scored or not; and what chance gives.
