@@ -55,7 +55,9 @@ class CrfSet(Sequence[CrfClip]):
         name: Where they come from, for messages.
     """
 
-    def __init__(self, nodes: Mapping[str, Sequence[str]], clips: Iterable[CrfClip], name: str = "clips") -> None:
+    def __init__(
+        self, nodes: Mapping[str, Sequence[str]], clips: Iterable[CrfClip], name: str = "clips"
+    ) -> None:
         self.nodes = {node: tuple(labels) for node, labels in nodes.items()}
         self.clips = tuple(clips)
         self.name = name
@@ -94,7 +96,7 @@ class CrfSet(Sequence[CrfClip]):
         return [sentence for clip in self.clips for sentence in clip.sentences]
 
     def references(self) -> dict[str, list[str]]:
-        """{id: sentences} of the clips that have any, as ``lrcn_fast.evaluation.caption_metrics`` takes it."""
+        """{id: sentences} of the clips that have any, as ``caption_metrics`` takes it."""
         return {clip.id: list(clip.sentences) for clip in self.clips if clip.sentences}
 
 
@@ -139,7 +141,7 @@ def write_crf_clips(path: str | os.PathLike[str], clips: CrfSet) -> None:
             if sentence is not None:
                 record["sentence"] = sentence
             lines.append(json.dumps({**record, "crf": crf, "map": clip.labels}, ensure_ascii=False))
-    write_atomic(path, "\n".join(lines) + "\n")
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
 def _record(line: str, where: str) -> dict[str, Any]:

@@ -10,9 +10,9 @@ drawn uniformly from there ("none" where an activity has no such thing).
 **Sentences.** One to three templates per activity mention some of the variables; subjects, verbs, places and
 some objects have synonyms. Each clip gets several sentences, drawn independently.
 
-**The CRF.** Each variable is seen through Gaussian noise, and the "CRF" knows the noise and the frequency of
-the labels, so that its marginals are right: with a label's vector m_l = (0.8 e_group(l), 0.6 e_l), where labels
-of one group (knife and peeler, carrot and cucumber, bowl and plate) share the first part,
+**The CRF.** Each variable is seen through Gaussian noise, and the "CRF" knows the noise and the frequency
+of the labels, so that its marginals are right: with a label's vector m_l = (0.8 e_group(l), 0.6 e_l), where
+labels of one group (knife and peeler, carrot and cucumber, bowl and plate) share the first part,
 
     x = m_true + sigma n,   n ~ N(0, I),   p(l | x) ~ frequency(l) exp(-|x - m_l|^2 / (2 sigma^2))
 
@@ -85,7 +85,8 @@ class _Activity:
 
 
 def _activity(tools: str, objects: str, sources: str, targets: str, *templates: str) -> _Activity:
-    return _Activity(*(tuple(x.split(", ")) for x in (tools, objects, sources, targets)), templates)
+    lists = [tuple(x.split(", ")) for x in (tools, objects, sources, targets)]
+    return _Activity(lists[0], lists[1], lists[2], lists[3], templates)
 
 
 ACTIVITIES = {
@@ -130,8 +131,10 @@ ACTIVITIES = {
         "{s} pours some {o} into the {b}", "{s} fills the {b} with {o}", "{s} adds {o} to the {b}",
     ),
     "add": _activity(
-        "hand, knife, spoon", "vegetable, seasoning, pasta, butter", "cutting board, plate, bowl", "pan, pot, bowl",
-        "{s} adds the {o} to the {b}", "{s} puts the {o} into the {b}", "{s} moves the {o} from the {a} to the {b}",
+        "hand, knife, spoon", "vegetable, seasoning, pasta, butter", "cutting board, plate, bowl",
+        "pan, pot, bowl",
+        "{s} adds the {o} to the {b}", "{s} puts the {o} into the {b}",
+        "{s} moves the {o} from the {a} to the {b}",
     ),
     "season": _activity(
         "hand, spoon", "seasoning", "spice rack, cupboard", "pan, pot, bowl",
@@ -173,7 +176,8 @@ def kitchen_clips(
     texts = [tuple(_sentence(rng, scene) for _ in range(sentences)) for scene in scenes]
     splits = np.repeat(["train", "val", "test"], np.diff([0, clips * 7 // 10, clips * 8 // 10, clips]))
     rng.shuffle(splits)
-    groups = [{a: (a,) for a in ACTIVITIES}, TOOLS, OBJECTS, PLACES, PLACES]
+    alone = {activity: (activity,) for activity in ACTIVITIES}
+    groups: list[dict[str, tuple[str, ...]]] = [alone, TOOLS, OBJECTS, PLACES, PLACES]
     sensors = [_Sensor(g, [scene[i] for scene in scenes], noise) for i, g in enumerate(groups)]
     made = []
     for number, (scene, text, split) in enumerate(zip(scenes, texts, splits, strict=True)):
