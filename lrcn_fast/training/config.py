@@ -32,6 +32,7 @@ __all__ = [
 TASKS = {
     "captioning": ("captioning_config.CaptioningConfig", "captioning.CaptioningTask"),
     "recognition": ("recognition_config.RecognitionConfig", "recognition.RecognitionTask"),
+    "describing": ("describing_config.DescribingConfig", "describing.DescribingTask"),
 }
 """Value of the key ``task`` -> its configuration and its ``Task``, inside this package."""
 
