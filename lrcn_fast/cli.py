@@ -1,4 +1,4 @@
-"""The command line: ``lrcn-fast demo | train | caption | recognize | eval | convert | info``.
+"""The command line: ``lrcn-fast caption | recognize | retrieve | describe | train | eval | convert | ...``.
 
 Results go to stdout, one line per result, or JSON lines with ``--json``. Problems go to stderr, one line
 each; progress too, and only on a terminal. Exit status: 0, 1 where something failed (a bad file among good
@@ -329,6 +329,43 @@ def retrieve(
         _retrieve.find_photos(captioner, query[0], query[1:], **options)
     else:
         _retrieve.find_captions(captioner, images, sentences, against or [], **options)
+
+
+@app.command()
+def describe(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="JSON lines of CRF outputs; videos or folders of frames, if the model has a CNN.",
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", help="Folder or hub id of a video describer.")],
+    num_beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    num_return_sequences: NBest = 1,
+    max_new_tokens: NewTokens = None,
+    device: Device = DeviceName.CPU,
+    dtype: Dtype = DtypeName.FLOAT32,
+    as_json: Json = False,
+) -> None:
+    """Describe video clips in sentences."""
+    if num_beams is not None and num_return_sequences > num_beams:
+        raise typer.BadParameter(f"--nbest must be at most --beam = {num_beams}, got {num_return_sequences}")
+    from lrcn_fast._describe import describe_inputs
+    from lrcn_fast.models import VideoDescriber
+
+    check_device(device)
+    describe_inputs(
+        VideoDescriber.from_pretrained(model, device=device.value).prepare(dtype.value),
+        inputs,
+        as_json=as_json,
+        bar=progress,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        num_return_sequences=num_return_sequences,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 @app.command()

@@ -1,19 +1,19 @@
 """Video description: sentences from the outputs of a CRF, or from the CNN features of frames.
 
-Donahue et al., TPAMI 2017, section 6. All are two-layer, unfactored LRCN decoders over words w; T label words,
-T' words of the sentence, its end included:
+Donahue et al., TPAMI 2017, section 6. All are two-layer, unfactored LRCN decoders over words w; T label
+words, T' words of the sentence, its end included:
 
-    encoder_decoder  (a) one LSTM reads the words of the CRF's MAP labels and goes on as the decoder: its inputs
-                     are x_1 .. x_T, w_1 .. w_T'-1, and its outputs from step T on are w_1 .. w_T'. That is
-                     T + T' - 1 steps.
+    encoder_decoder  (a) one LSTM reads the words of the CRF's MAP labels and goes on as the decoder: its
+                     inputs are x_1 .. x_T, w_1 .. w_T'-1, and its outputs from step T on are
+                     w_1 .. w_T'. That is T + T' - 1 steps.
     decoder_max      (b) v = the one-hot vectors of the MAP labels, one after the other, at every step
     decoder_prob     (c) v = the marginal distributions of the CRF's nodes, at every step
 
 and for people without a CRF, from frames x_1 .. x_N that an image encoder turned into features:
 
     mean_pool        v = mean of the features, at every step (Venugopalan et al. 2015a)
-    frame_lstm       v = last state of an LSTM over the features, at every step. S2VT (Venugopalan et al. 2015b)
-                     also reads the frames with an LSTM first, but hands its state over instead.
+    frame_lstm       v = last state of an LSTM over the features, at every step. S2VT (Venugopalan et
+                     al. 2015b) also reads the frames with an LSTM first, but hands its state over instead.
 
     b to frame_lstm:  h_t = LSTM2(LSTM1(cat(embed(w_t-1), v))),   p(w_t) = softmax(W h_t + b)
 
@@ -92,16 +92,22 @@ class VideoDescriber(Pretrained):
         super().__init__()
         if architecture not in (*CRF, *FRAMES):
             raise ValueError(
-                f"VideoDescriber: architecture must be one of {', '.join((*CRF, *FRAMES))}, got {architecture!r}"
+                f"VideoDescriber: architecture must be one of {', '.join((*CRF, *FRAMES))}, "
+                f"got {architecture!r}"
             )
         wanted = "nodes" if architecture in CRF else "encoder"
         for name, value in (("nodes", nodes), ("encoder", encoder)):
             if (value is not None) != (name == wanted):
                 raise ValueError(
                     f"VideoDescriber: {name} must {'' if name == wanted else 'not '}be given with "
-                    f"architecture {architecture!r}, got {'nothing' if value is None else type(value).__name__}"
+                    f"architecture {architecture!r}, "
+                    f"got {'nothing' if value is None else type(value).__name__}"
                 )
-        for name, size in (("embed_dim", embed_dim), ("hidden_size", hidden_size), ("num_frames", num_frames)):
+        for name, size in (
+            ("embed_dim", embed_dim),
+            ("hidden_size", hidden_size),
+            ("num_frames", num_frames),
+        ):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"VideoDescriber: {name} must be an integer >= 1, got {size!r}")
         if vocabulary is None:
@@ -139,7 +145,7 @@ class VideoDescriber(Pretrained):
             nn.Embedding(V, embed_dim),
             LSTM(embed_dim + F_, hidden_size, num_layers=2, dropout=dropout),
             nn.Linear(hidden_size, V),
-            # In (a) the first label word is what CaptionDecoder calls the image, and the others are its prefix.
+            # In (a) the first label word is what CaptionDecoder calls the image, the others its prefix.
             static_layer=0 if F_ else None,
             image_first=not F_,
             feed_bos=bool(F_),
@@ -162,7 +168,9 @@ class VideoDescriber(Pretrained):
         """The distinct words of all labels, in order of first appearance."""
         from lrcn_fast.data import tokenize
 
-        return list(dict.fromkeys(w for labels in nodes.values() for label in labels for w in tokenize(label)))
+        return list(
+            dict.fromkeys(w for labels in nodes.values() for label in labels for w in tokenize(label))
+        )
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +180,7 @@ class VideoDescriber(Pretrained):
     # ---- what the decoder sees of a clip ------------------------------------------------------
 
     def condition(self, clips: Sequence[Any]) -> Tensor:
-        """v of each clip; not for ``encoder_decoder``. Returns [B, F]."""
+        """What the decoder sees of each clip at every step; not for ``encoder_decoder``. Returns v [B, F]."""
         if self.architecture in CRF:
             return torch.tensor([self._vector(clip) for clip in clips], device=self.device)
         frames = [self.features(clip) for clip in clips]
@@ -195,7 +203,8 @@ class VideoDescriber(Pretrained):
         if not isinstance(clip, CrfClip) or [len(p) for p in clip.marginals] != sizes:
             got = [len(p) for p in clip.marginals] if isinstance(clip, CrfClip) else type(clip).__name__
             raise ValueError(
-                f"VideoDescriber: clips must be CrfClips with {sizes} labels ({', '.join(self.nodes)}), got {got}"
+                f"VideoDescriber: clips must be CrfClips with {sizes} labels ({', '.join(self.nodes)}), "
+                f"got {got}"
             )
 
     def label_words(self, clip: CrfClip) -> list[int]:
@@ -216,7 +225,7 @@ class VideoDescriber(Pretrained):
         with open_video(clip) as video:
             frames = video.frames(uniform_indices(len(video), self.num_frames))
         images = torch.stack([self.encoder.preprocess(frame) for frame in frames])
-        return torch.cat([self.encoder(part) for part in images.to(self.device).split(16)]).float()
+        return torch.cat([self.encoder(part) for part in torch.split(images.to(self.device), 16)]).float()
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -359,7 +368,8 @@ class VideoDescriber(Pretrained):
     def card(self) -> tuple[str, str, list[str], str]:
         """See ``Pretrained.card``."""
         facts = [
-            f"Embedding {self.embed_dim}, two LSTM layers of {self.hidden_size}, {len(self.vocabulary)} words.",
+            f"Embedding {self.embed_dim}, two LSTM layers of {self.hidden_size}, "
+            f"{len(self.vocabulary)} words.",
             *(f"CRF node {node}: {len(labels)} labels." for node, labels in self.nodes.items()),
         ]
         example = (

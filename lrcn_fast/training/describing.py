@@ -31,9 +31,7 @@ class _Objective(nn.Module):
         self._label_smoothing = label_smoothing
 
     def forward(self, clips: list[CrfClip], tokens: Tensor, lengths: Tensor) -> Tensor:
-        return self.model.loss(
-            clips, tokens, lengths, label_smoothing=self._label_smoothing, reduction="sum"
-        )
+        return self.model.loss(clips, tokens, lengths, label_smoothing=self._label_smoothing, reduction="sum")
 
 
 class DescribingTask(Task):

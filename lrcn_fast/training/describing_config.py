@@ -19,7 +19,7 @@ class DescriberConfig:
     hidden_size: int = field(default=256, metadata=least(1))
     dropout: float = field(default=0.0, metadata=least(0.0, below=1.0))
     init_scale: float = field(default=0.0, metadata=least(0.0))
-    """Uniform +-scale for every weight and zero biases, as the paper's captioners (0.08); 0: torch's defaults."""
+    """Uniform +-scale for every weight and zero biases (the paper: 0.08); 0: torch's defaults."""
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,58 @@
+"""What ``lrcn-fast describe`` does: sentences for clips of CRF outputs, or for videos."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lrcn_fast._photos import Problems
+from lrcn_fast.data import read_crf_clips
+from lrcn_fast.models import VideoDescriber
+
+__all__ = ["describe_inputs"]
+
+
+def describe_inputs(
+    model: VideoDescriber, inputs: Sequence[str], *, as_json: bool, bar: Any, **search: Any
+) -> None:
+    """Print the sentences of every clip; a file that cannot be read is a line on stderr, then exit status 1.
+
+    Args:
+        model: In evaluation mode.
+        inputs: JSON-lines files for a model of CRF outputs, else videos or folders of frames.
+        as_json: One JSON object per clip.
+        bar: ``with bar(total, what) as advance``.
+        **search: As for ``VideoDescriber.describe``.
+    """
+    problems = Problems("lrcn-fast describe")
+    with bar(len(inputs), "files") as advance:
+        for name in inputs:
+            try:
+                if model.nodes:
+                    clips: Any = read_crf_clips(name)
+                    if clips.nodes != model.nodes:
+                        raise ValueError(
+                            f"{name}: crf must have the nodes and labels of the model "
+                            f"({', '.join(model.nodes)}), got {', '.join(clips.nodes)}"
+                        )
+                    ids = [clip.id for clip in clips]
+                else:
+                    clips, ids = [model.features(name)], [name]
+                found = model.describe(clips, **search)
+            except (ValueError, OSError) as error:
+                problems.add(error)
+            else:
+                for clip, captions in zip(ids, found, strict=True):
+                    _print(clip, captions, as_json)
+            advance(1)
+    problems.finish()
+
+
+def _print(clip: str, captions: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        sentences = [
+            {"text": c.text, "score": c.score, "token_logprobs": list(c.token_logprobs)} for c in captions
+        ]
+        print(json.dumps({"clip_id": clip, "sentences": sentences}), flush=True)
+        return
+    for c in captions:
+        print(f"{clip}\t{c.text}" if len(captions) == 1 else f"{clip}\t{c.score:.3f}\t{c.text}", flush=True)
