@@ -194,8 +194,8 @@ class _Weights:
         return ValueError(f"load_caffe: {self.path} must {must}, got {got}")
 
     def found(self) -> str:
-        names = list(self.layers)
-        return ", ".join(name[:40] for name in names[:12]) + (" ..." if len(names) > 12 else "")
+        names = [name[:40].encode("unicode_escape").decode() for name in self.layers]
+        return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
 
     def blobs(self, layer: str, count: int) -> Sequence[npt.NDArray[Any]]:
         if layer not in self.layers:
