@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrcn_fast.decoding._checks import check_integer
+
 __all__ = ["Caption", "Generation", "make_captions"]
 
 
@@ -42,6 +44,7 @@ class Generation:
         A beam is at least ``num_return_sequences`` wide, and ``compat="caffe"``, which has no length penalty,
         gets none, unless those given say otherwise.
         """
+        check_integer("generate", "num_return_sequences", num_return_sequences, 1)
         own = asdict(self)
         if not given.get("do_sample"):
             own["num_beams"] = max(self.num_beams, num_return_sequences)

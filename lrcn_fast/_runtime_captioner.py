@@ -1,9 +1,10 @@
 """A captioner without torch: numpy and Pillow for photos, ONNX Runtime for the CNN, native decoding."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,19 @@ import numpy.typing as npt
 from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast._files import one_line, read_json
 from lrcn_fast.data.vocabulary import Vocabulary
+from lrcn_fast.decoding._checks import (
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_layout,
+    check_tokens,
+    check_words,
+)
+from lrcn_fast.decoding.config import GenerationConfig
 from lrcn_fast.models._weights import read_arrays
+
+if TYPE_CHECKING:
+    from lrcn_fast.runtime import Decoder
 
 __all__ = ["Captioner"]
 
@@ -25,12 +38,13 @@ class Captioner:
     Args:
         folder: The bundle: encoder.onnx, weights.safetensors, vocabulary.json, config.json.
         dtype: Weights of the decoder in memory: "float32", "bfloat16" or "int8"; arithmetic is float32.
-        threads: Threads of the CNN. The decoder runs in the calling one.
+        threads: Threads of the CNN, 0 for as many as there are cores. The decoder runs in the calling one.
 
     Raises:
         FileNotFoundError: A file of the bundle is missing.
         ImportError: onnxruntime or Pillow is not installed.
-        ValueError: A file is truncated or foreign; the message names it.
+        ValueError: A file is truncated or foreign, or holds a setting out of range, and the message names
+            it; or an argument is out of range.
 
     Example:
         >>> model = Captioner("captioner-runtime")  # doctest: +SKIP
@@ -39,9 +53,8 @@ class Captioner:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, dtype: str = "float32", threads: int = 1) -> None:
-        from lrcn_fast.models.preprocess import Preprocessing
-        from lrcn_fast.runtime import Decoder, LayerWeights
-
+        check_dtype("Captioner", dtype)
+        check_integer("Captioner", "threads", threads, 0)
         root = Path(folder)
         path = root / "config.json"
         config = read_json(path, caller="Captioner", what="the configuration of a runtime captioner")
@@ -54,43 +67,52 @@ class Captioner:
         arrays = read_arrays(weights_path, caller="Captioner", what="the weights of a runtime captioner")
         self.vocabulary = Vocabulary.load(root / "vocabulary.json")
         try:
-            # Bundles of before this key searched as Generation() does.
-            self.generation = Generation(**config.get("generation", {}))
-            self.preprocessing = Preprocessing.from_config(config["preprocessing"])
-            projection = arrays["projection.weight"]
-            layers = [
-                LayerWeights(
-                    *(arrays[f"layers.{index}.{name}"] for name in ("weight_ih", "weight_hh")),
-                    *(arrays.get(f"layers.{index}.{name}") for name in ("bias_ih", "bias_hh")),
-                )
-                for index in range(config["layers"])
-            ]
-            self.decoder = Decoder(
-                projection if config["tied"] else arrays["embedding.weight"],
-                layers,
-                projection,
-                arrays.get("projection.bias"),
-                static_layer=config["static_layer"],
-                image_first=config["image_first"],
-                feed_bos=config["feed_bos"],
-                bos_id=config["bos_id"],
-                eos_id=config["eos_id"],
-                pad_id=config["pad_id"],
-                dtype=dtype,
-            )
+            self._configure(config)
         except KeyError as error:
-            raise ValueError(f"Captioner: {root} must be a whole bundle, got one without {error}") from None
+            raise ValueError(f"Captioner: {path} must have the key {error}, got none") from None
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Captioner: {root} must be a whole bundle, got {one_line(error)}") from None
-        if self.decoder.vocab_size != len(self.vocabulary):
+            raise ValueError(f"Captioner: {path}: {one_line(error)}") from None
+        try:
+            self.decoder = _decoder(config, arrays, dtype)
+        except KeyError as error:
+            raise ValueError(f"Captioner: {weights_path} must have an array {error}, got none") from None
+        except ValueError as error:
             raise ValueError(
-                f"Captioner: {root / 'vocabulary.json'} must have V = {self.decoder.vocab_size} words, "
-                f"got {len(self.vocabulary)}"
+                f"Captioner: {weights_path} must hold the layers of config.json, got {one_line(error)}"
+            ) from None
+        V = self.decoder.vocab_size
+        if V != len(self.vocabulary):
+            raise ValueError(
+                f"Captioner: {root / 'vocabulary.json'} must have V = {V} words, got {len(self.vocabulary)}"
             )
-        self._session = _open_onnx(root / "encoder.onnx", threads)
-        F, size = self.decoder.feature_dim, self._session.get_outputs()[0].shape[-1]
-        if size != F:
-            raise ValueError(f"Captioner: {root / 'encoder.onnx'} must give F = {F} features, got {size}")
+        onnx = root / "encoder.onnx"
+        self._session = _open_onnx(onnx, threads)
+        F, S = self.decoder.feature_dim, self.preprocessing.size
+        reads, gives = (v[0].shape for v in (self._session.get_inputs(), self._session.get_outputs()))
+        if len(reads) != 4 or reads[1:] != [3, S, S]:
+            raise ValueError(
+                f"Captioner: {path} must have the image size S of encoder.onnx, images {reads}, "
+                f"as preprocessing.size, got {S}"
+            )
+        if len(gives) != 2 or gives[1] != F:
+            raise ValueError(f"Captioner: {onnx} must give F = {F} features, got {gives}")
+
+    def _configure(self, config: Mapping[str, Any]) -> None:
+        """Check what config.json holds, before anything is made of it."""
+        from lrcn_fast.models.preprocess import Preprocessing
+
+        generation = config.get("generation", {})  # bundles of before this key searched as Generation() does
+        if not isinstance(generation, dict):
+            raise ValueError(f"generation must be an object, got {generation!r}")
+        self.generation = Generation(**generation)
+        GenerationConfig(**asdict(self.generation))  # checks it
+        self.preprocessing = Preprocessing.from_config(config["preprocessing"])
+        for name in ("size", "resize"):
+            check_integer("preprocessing", name, getattr(self.preprocessing, name), 1)
+        check_flag("Decoder", "tied", config["tied"])
+        layers = check_integer("Decoder", "layers", config["layers"], 1)
+        check_layout("Decoder", layers, *(config[k] for k in ("static_layer", "image_first", "feed_bos")))
+        check_words("Decoder", len(self.vocabulary), *(config[k] for k in ("bos_id", "eos_id", "pad_id")))
 
     def features(self, images: Any, *, batch_size: int = 16) -> npt.NDArray[np.float32]:
         """Compute what the decoder sees of photos.
@@ -102,6 +124,7 @@ class Captioner:
         Returns:
             Features [B, F].
         """
+        check_integer("Captioner.features", "batch_size", batch_size, 1)
         photos = images if isinstance(images, (list, tuple)) else [images]
         parts = [
             self._session.run(
@@ -142,7 +165,7 @@ class Captioner:
             ValueError: A file that is not a photo, or an option out of range.
         """
         if suppress_unk and self.vocabulary.unk_id is not None:
-            suppress_tokens = (*suppress_tokens, self.vocabulary.unk_id)
+            suppress_tokens = (*check_tokens(suppress_tokens), self.vocabulary.unk_id)
         result = self.decoder.generate(
             self.features(images, batch_size=batch_size),
             suppress_tokens=suppress_tokens,
@@ -151,6 +174,32 @@ class Captioner:
         return make_captions(
             self.vocabulary.decode, result.sequences, result.lengths, result.scores, result.token_logprobs
         )
+
+
+def _decoder(config: Mapping[str, Any], arrays: Mapping[str, Any], dtype: str) -> "Decoder":
+    from lrcn_fast.runtime import Decoder, LayerWeights
+
+    projection = arrays["projection.weight"]
+    layers = [
+        LayerWeights(
+            *(arrays[f"layers.{index}.{name}"] for name in ("weight_ih", "weight_hh")),
+            *(arrays.get(f"layers.{index}.{name}") for name in ("bias_ih", "bias_hh")),
+        )
+        for index in range(config["layers"])
+    ]
+    return Decoder(
+        projection if config["tied"] else arrays["embedding.weight"],
+        layers,
+        projection,
+        arrays.get("projection.bias"),
+        static_layer=config["static_layer"],
+        image_first=config["image_first"],
+        feed_bos=config["feed_bos"],
+        bos_id=config["bos_id"],
+        eos_id=config["eos_id"],
+        pad_id=config["pad_id"],
+        dtype=dtype,
+    )
 
 
 def _open_onnx(path: Path, threads: int) -> Any:

@@ -12,6 +12,7 @@ from lrcn_fast._decoder_layers import LSTM_KINDS, Layout, check_plain, layer_mod
 from lrcn_fast._decoder_pack import PackedDecoder
 from lrcn_fast._decoder_scoring import score_captions
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
+from lrcn_fast.decoding._checks import check_batch_size, check_layout, check_words
 from lrcn_fast.reference_decoder import search_eagerly
 
 __all__ = ["CaptionDecoder"]
@@ -112,18 +113,10 @@ class CaptionDecoder(PackedDecoder):
             raise NotImplementedError(
                 f"CaptionDecoder: embedding must have max_norm=None, got {self.embedding.max_norm}"
             )
-        if self.image_first and self.static_layer is not None:
-            raise ValueError(
-                f"CaptionDecoder: static_layer must be None with image_first=True, got {self.static_layer}"
-            )
-        if not self.feed_bos and not self.image_first:
-            raise ValueError("CaptionDecoder: feed_bos must be True unless image_first=True, got False")
-        for name in ("bos_id", "eos_id", "pad_id"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"CaptionDecoder: {name} must be an integer, got {value!r}")
-            if name != "pad_id" and not 0 <= value < V:
-                raise ValueError(f"CaptionDecoder: {name} must be in 0..{V - 1}, got {value}")
+        check_layout(
+            "CaptionDecoder", len(self._layout.hidden), self.static_layer, self.image_first, self.feed_bos
+        )
+        check_words("CaptionDecoder", V, self.bos_id, self.eos_id, self.pad_id)
 
     @property
     def feature_dim(self) -> int | None:
@@ -414,27 +407,16 @@ class CaptionDecoder(PackedDecoder):
         self._check_features("generate", features)
         config.check_vocabulary(self.vocab_size, self.eos_id)
         weight = self.projection.weight
-        if features is None:
-            B = 1 if batch_size is None else batch_size
-            if isinstance(B, bool) or not isinstance(B, int) or B < 0:
-                raise ValueError(f"generate: batch_size must be an integer of at least 0, got {batch_size!r}")
-        else:
-            B = features.shape[0]
-            if batch_size is not None and batch_size != B:
-                raise ValueError(f"generate: batch_size must be None or B = {B}, got {batch_size}")
+        B = check_batch_size(batch_size, None if features is None else features.shape[0])
+        if features is not None:
             finite = features.isfinite().all(1)
             if not finite.all():
                 image = int(finite.logical_not().nonzero()[0])
                 raise ValueError(f"generate: features must be finite, got NaN or infinity in image {image}")
 
-        prefix = torch.empty(0, dtype=torch.int64) if config.prefix_ids is None else config.prefix_ids
-        assert isinstance(prefix, Tensor)
-        if prefix.ndim == 2 and prefix.shape[0] != B:
-            raise ValueError(
-                f"generate: prefix_ids must be [P] or [B, P] with B = {B}, got {list(prefix.shape)}"
-            )
-        prefix = prefix.to(weight.device).expand(B, prefix.shape[-1])
-
+        prefix = torch.from_numpy(config.prefix(B)).to(weight.device)
+        if config.generator is not None and not isinstance(config.generator, torch.Generator):
+            raise ValueError(f"generate: generator must be a torch.Generator, got {config.generator!r}")
         uniforms = None
         if config.do_sample:
             source = config.generator

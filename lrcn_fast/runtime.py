@@ -5,10 +5,9 @@ Notation used for shapes:
     V  vocabulary    E  embedding    H  hidden size    F  image features
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,15 @@ except ImportError as error:
     ) from error
 
 from lrcn_fast._runtime_captioner import Captioner
+from lrcn_fast.decoding._checks import (
+    check_batch_size,
+    check_dtype,
+    check_integer,
+    check_layout,
+    check_words,
+    shown,
+)
+from lrcn_fast.decoding.config import GenerationConfig
 
 __all__ = ["Captioner", "DecodeResult", "Decoder", "LayerWeights", "LstmStream", "isa"]
 
@@ -83,7 +91,7 @@ class Decoder:
             bytes: ``V * 4H * 4``.
 
     Raises:
-        ValueError: A weight has the wrong shape or is not float32.
+        ValueError: A weight has the wrong shape or is not float32, or options contradict each other.
 
     Example:
         >>> import numpy as np
@@ -111,23 +119,23 @@ class Decoder:
         dtype: str = "float32",
         table_limit: int = _TABLE_LIMIT,
     ) -> None:
-        weights = [LayerWeights(*layer) for layer in layers]  # type: ignore[arg-type]
-        self.feed_bos = feed_bos
-        self.bos_id = bos_id
-        self.eos_id = eos_id
-        self.pad_id = pad_id
+        weights = _layers(layers)
+        check_layout("Decoder", len(weights), static_layer, image_first, feed_bos)
+        check_dtype("Decoder", dtype)
         self._engine = _runtime.Decoder(
-            np.ascontiguousarray(embedding),
-            [np.ascontiguousarray(layer.weight_ih) for layer in weights],
-            [np.ascontiguousarray(layer.weight_hh) for layer in weights],
-            [_sum(layer.bias_ih, layer.bias_hh) for layer in weights],
-            np.ascontiguousarray(projection),
-            None if projection_bias is None else np.ascontiguousarray(projection_bias),
+            _contiguous(embedding),
+            [_contiguous(layer.weight_ih) for layer in weights],
+            [_contiguous(layer.weight_hh) for layer in weights],
+            [_bias(index, layer) for index, layer in enumerate(weights)],
+            _contiguous(projection),
+            _contiguous(projection_bias),
             static_layer=-1 if static_layer is None else static_layer,
             image_first=image_first,
             dtype=dtype,
-            table_limit=table_limit,
+            table_limit=check_integer("Decoder", "table_limit", table_limit, 0, 2**63 - 1),
         )
+        check_words("Decoder", self.vocab_size, bos_id, eos_id, pad_id)
+        self.feed_bos, self.bos_id, self.eos_id, self.pad_id = feed_bos, bos_id, eos_id, pad_id
 
     @property
     def vocab_size(self) -> int:
@@ -159,6 +167,8 @@ class Decoder:
         repetition_penalty: float = 1.0,
         suppress_tokens: Sequence[int] = (),
         prefix_ids: Ints | Sequence[int] | Sequence[Sequence[int]] | None = None,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
         compat: str = "hf",
         generator: np.random.Generator | None = None,
         batch_size: int | None = None,
@@ -184,6 +194,8 @@ class Decoder:
             repetition_penalty: On words already used; 1 is off.
             suppress_tokens: Words that are never generated.
             prefix_ids: Words that the captions start with. [P] or [B, P].
+            num_beam_groups: Only 1 so far.
+            diversity_penalty: 0 with one group.
             compat: "hf", or "caffe" for the rules of LRCN's release.
             generator: Source of the draws; a fresh one each call unless given.
             batch_size: B for a language model, 1 unless given.
@@ -193,88 +205,121 @@ class Decoder:
 
         Raises:
             ValueError: An argument is out of range, features are not finite, or every word is banned.
-            NotImplementedError: A ``compat`` that is not supported.
+            NotImplementedError: An option that is valid, and not supported yet.
         """
-        if compat not in ("hf", "caffe"):
-            raise NotImplementedError(f"generate: compat must be hf or caffe, got {compat!r}")
-        if early_stopping not in _EARLY_STOPPING:
-            raise ValueError(
-                f'generate: early_stopping must be True, False or "never", got {early_stopping!r}'
-            )
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"generate: temperature must be a finite number above 0, got {temperature}")
-        if compat == "caffe" and length_penalty != 0:
-            raise ValueError(
-                'generate: length_penalty must be 0 with compat="caffe", which has none, '
-                f"got {length_penalty}"
-            )
-        B = _batch(features, batch_size)
+        config = GenerationConfig(
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            repetition_penalty=repetition_penalty,
+            suppress_tokens=suppress_tokens,
+            prefix_ids=prefix_ids,
+            num_beam_groups=num_beam_groups,
+            diversity_penalty=diversity_penalty,
+            compat=compat,
+            generator=generator,
+        )
+        config.check_vocabulary(self.vocab_size, self.eos_id)
+        if generator is not None and not isinstance(generator, np.random.Generator):
+            raise ValueError(f"generate: generator must be a numpy.random.Generator, got {shown(generator)}")
+        self._check_features(features)
+        B = check_batch_size(batch_size, None if features is None else features.shape[0])
         common = {
             "batch": B,
-            "prefix": None if prefix_ids is None else _prefix(prefix_ids, B),
+            "prefix": config.prefix(B),
             "feed_bos": self.feed_bos,
             "bos": self.bos_id,
             "eos": self.eos_id,
             "pad": self.pad_id,
-            "max_new": max_new_tokens,
-            "min_new": min_new_tokens,
-            "no_repeat_ngram": no_repeat_ngram_size,
-            "repetition_penalty": repetition_penalty,
-            "suppress": list(suppress_tokens),
-            "length_penalty": length_penalty,
+            "max_new": config.max_new_tokens,
+            "min_new": config.min_new_tokens,
+            "no_repeat_ngram": config.no_repeat_ngram_size,
+            "repetition_penalty": config.repetition_penalty,
+            "suppress": config.suppress_tokens,
+            "length_penalty": config.length_penalty,
         }
-        if not do_sample and num_beams > 1:
+        features = _contiguous(features)
+        if not config.do_sample and config.num_beams > 1:
             found = self._engine.beam(
                 features,
-                num_beams=num_beams,
-                num_return=num_return_sequences,
-                early_stopping=_EARLY_STOPPING[early_stopping],
-                in_slot=compat == "caffe",
+                num_beams=config.num_beams,
+                num_return=config.num_return_sequences,
+                early_stopping=_EARLY_STOPPING[config.early_stopping],
+                in_slot=config.compat == "caffe",
                 **common,
             )
             return DecodeResult(*found)
         uniforms = None
-        if do_sample:
-            if num_return_sequences < 1:
-                raise ValueError(
-                    f"generate: num_return_sequences must be at least 1, got {num_return_sequences}"
-                )
+        if config.do_sample:
             source = np.random.default_rng() if generator is None else generator
-            uniforms = source.random((B, num_return_sequences, max(max_new_tokens, 0)))
-        elif num_beams != 1 or num_return_sequences != 1:
-            raise ValueError(
-                "generate: num_beams must be in 1..1024 and num_return_sequences in 1..num_beams, "
-                f"got {num_beams} and {num_return_sequences}"
-            )
-        scale = temperature if compat == "caffe" else 1.0 / temperature
+            uniforms = source.random((B, config.num_return_sequences, config.max_new_tokens))
         found = self._engine.sample(
-            features, uniforms=uniforms, logit_scale=scale, top_k=top_k, top_p=top_p, **common
+            features,
+            uniforms=uniforms,
+            logit_scale=config.logit_scale,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            **common,
         )
         return DecodeResult(*found)
 
-
-def _sum(first: Floats | None, second: Floats | None) -> Floats | None:
-    """``first + second``, where either may be missing."""
-    if first is None or second is None:
-        only = second if first is None else first
-        return None if only is None else np.ascontiguousarray(only)
-    return np.ascontiguousarray(first + second)
-
-
-def _batch(features: Floats | None, batch_size: int | None) -> int:
-    if features is None:
-        return 1 if batch_size is None else batch_size
-    if features.ndim != 2:
-        raise ValueError(f"generate: features must be [B, F], got shape {features.shape}")
-    if batch_size is not None and batch_size != features.shape[0]:
-        raise ValueError(f"generate: batch_size must be None or B = {features.shape[0]}, got {batch_size}")
-    return int(features.shape[0])
+    def _check_features(self, features: Floats | None) -> None:
+        F = self.feature_dim
+        if F is None and features is not None:
+            raise ValueError(
+                "generate: features must be None without static_layer and image_first, "
+                f"got {_described(features)}"
+            )
+        if F is not None and (
+            not isinstance(features, np.ndarray) or features.ndim != 2 or features.shape[1] != F
+        ):
+            raise ValueError(f"generate: features must be [B, F] = [B, {F}], got {_described(features)}")
 
 
-def _prefix(prefix_ids: Ints | Sequence[int] | Sequence[Sequence[int]], B: int) -> Ints:
-    prefix = np.asarray(prefix_ids)
-    if prefix.ndim not in (1, 2) or (prefix.ndim == 2 and prefix.shape[0] != B):
-        raise ValueError(f"generate: prefix_ids must be [P] or [B, P] with B = {B}, got shape {prefix.shape}")
-    if prefix.size > 0 and prefix.dtype.kind not in "iu":
-        raise ValueError(f"generate: prefix_ids must have an integer dtype, got {prefix.dtype}")
-    return np.ascontiguousarray(np.broadcast_to(prefix.astype(np.int64), (B, prefix.shape[-1])))
+def _described(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {list(value.shape)}"
+    return "None" if value is None else type(value).__name__
+
+
+def _contiguous(value: Any) -> Any:
+    """An array in the order that the engine reads; what is no array as it is, for the engine's own check."""
+    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) and value.ndim > 0 else value
+
+
+def _layers(layers: Any) -> list[LayerWeights]:
+    try:
+        rows = [tuple(layer) for layer in layers]
+    except TypeError:
+        raise ValueError(
+            f"Decoder: layers must be a sequence of LayerWeights, got {type(layers).__name__}"
+        ) from None
+    for index, row in enumerate(rows):
+        if not 2 <= len(row) <= 4:
+            raise ValueError(
+                f"Decoder: layers[{index}] must be (weight_ih, weight_hh, bias_ih, bias_hh), "
+                f"the last two optional, got {len(row)} values"
+            )
+    return [LayerWeights(*row) for row in rows]
+
+
+def _bias(index: int, layer: LayerWeights) -> Any:
+    """``bias_ih + bias_hh``, where either may be missing."""
+    given = [bias for bias in (layer.bias_ih, layer.bias_hh) if bias is not None]
+    if len(given) < 2:
+        return _contiguous(given[0]) if given else None
+    shapes = [bias.shape if isinstance(bias, np.ndarray) else None for bias in given]
+    if shapes[0] is None or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Decoder: layers[{index}] must have biases of one shape [4H], "
+            f"got {_described(given[0])} and {_described(given[1])}"
+        )
+    return given[0] + given[1]

@@ -174,20 +174,74 @@ def test_damaged_bundle_is_named_in_one_line(bundle, tmp_path, name, damage):
     [
         ({"kind": "other"}, r'config\.json must have "kind": "lrcn_fast runtime captioner"'),
         ({"format": 9}, '"format": 1, got another file'),
-        ({"layers": 3}, r"got one without 'layers\.2\.weight_ih'"),
-        ({"layers": "two"}, "must be a whole bundle, got "),
-        ({"static_layer": 0}, "must be a whole bundle, got Decoder: "),
-        ({"generation": {"colour": 1}}, "must be a whole bundle, got .*colour"),
-        ({"preprocessing": {}}, r"got Preprocessing\.from_config: "),
+        ({"layers": 3}, r"weights\.safetensors must have an array 'layers\.2\.weight_ih', got none"),
+        ({"layers": "two"}, r"config\.json: Decoder: layers must be an integer of at least 1, got 'two'"),
+        ({"static_layer": 0}, r"weights\.safetensors must hold the layers of config\.json, got Decoder: "),
+        ({"static_layer": 2}, r"config\.json: Decoder: static_layer must be None or in 0\.\.1, got 2"),
+        ({"tied": None}, r"config\.json: Decoder: tied must be True or False, got None"),
+        ({"feed_bos": 1}, r"config\.json: Decoder: feed_bos must be True or False, got 1"),
+        ({"bos_id": 99999}, r"config\.json: Decoder: bos_id must be in 0\.\.9, got 99999"),
+        ({"eos_id": 1.5}, r"config\.json: Decoder: eos_id must be an integer, got 1\.5"),
+        ({"pad_id": None}, r"config\.json: Decoder: pad_id must be an integer, got None"),
+        ({"generation": {"colour": 1}}, r"config\.json: .*colour"),
+        ({"generation": None}, r"config\.json: generation must be an object, got None"),
+        ({"generation": {"num_beams": -1}}, r"config\.json: generate: num_beams must be .* got -1"),
+        (
+            {"generation": {"max_new_tokens": "9"}},
+            r"config\.json: generate: max_new_tokens must be .* got '9'",
+        ),
+        ({"preprocessing": {}}, r"config\.json: Preprocessing\.from_config: "),
+        ({"preprocessing": {"size": 13}}, r"config\.json must have the image size .* got 13"),
+        ({"preprocessing": {"resize": 256.5}}, r"config\.json: preprocessing: resize must be .* got 256\.5"),
     ],
     ids=str,
 )
 def test_foreign_settings(bundle, tmp_path, change, message):
     folder = shutil.copytree(bundle[1], tmp_path / "bundle")
     config = json.loads((folder / "config.json").read_text())
+    if change.get("preprocessing"):
+        change = {"preprocessing": config["preprocessing"] | change["preprocessing"]}
     (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         runtime.Captioner(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_is_missing(bundle, tmp_path):
+    folder = shutil.copytree(bundle[1], tmp_path / "bundle")
+    config = json.loads((folder / "config.json").read_text())
+    del config["eos_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json must have the key 'eos_id', got none"):
+        runtime.Captioner(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": "a"}, "Captioner: threads must be an integer of at least 0, got 'a'"),
+        ({"threads": -1}, "Captioner: threads must be an integer of at least 0, got -1"),
+        ({"dtype": "half"}, "Captioner: dtype must be float32, bfloat16 or int8, got 'half'"),
+    ],
+)
+def test_arguments_of_the_constructor(bundle, options, message):
+    with pytest.raises(ValueError, match=message):
+        runtime.Captioner(bundle[1], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": "a"}, "generate: num_beams must be .* got 'a'"),
+        ({"num_return_sequences": "a"}, "generate: num_return_sequences must be .* got 'a'"),
+        ({"suppress_tokens": 5}, "generate: suppress_tokens must be .* got 5"),
+        ({"batch_size": 0}, "Captioner.features: batch_size must be an integer of at least 1, got 0"),
+        ({"batch_size": -1}, "Captioner.features: batch_size must be an integer of at least 1, got -1"),
+    ],
+)
+def test_arguments_of_caption(bundle, photos, options, message):
+    with pytest.raises(ValueError, match=message):
+        runtime.Captioner(bundle[1]).caption(photos[:1], **options)
 
 
 def test_parts_of_different_bundles(bundle, tmp_path):

@@ -11,10 +11,10 @@ namespace {
 // Immutable once made: any number of threads may decode with it at once.
 class Decoder {
  public:
-  Decoder(const py::array& embedding, const std::vector<py::array>& w_ih, const std::vector<py::array>& w_hh,
-          const std::vector<std::optional<py::array>>& bias, const py::array& projection,
-          const std::optional<py::array>& projection_bias, int64_t static_layer, bool image_first,
-          const std::string& dtype, int64_t table_limit) {
+  Decoder(const py::object& embedding, const std::vector<py::object>& w_ih,
+          const std::vector<py::object>& w_hh, const std::vector<py::object>& bias,
+          const py::object& projection, const py::object& projection_bias, int64_t static_layer,
+          bool image_first, const py::object& dtype, int64_t table_limit) {
     LRCN_CHECK(w_ih.size() == w_hh.size() && bias.size() == w_hh.size(),
                "Decoder: w_ih, w_hh and bias must hold one array per layer, got ", w_ih.size(), ", ",
                w_hh.size(), " and ", bias.size());
@@ -38,14 +38,14 @@ class Decoder {
       weights.w_hh.push_back(elements<float>("Decoder: w_hh" + of + " [4H, H]", w_hh[l], {4 * H, H}));
       weights.w_ih.push_back(elements<float>("Decoder: w_ih" + of + " [4H, input]", w_ih[l], {4 * H, input}));
       weights.bias.push_back(
-          bias[l].has_value() ? elements<float>("Decoder: bias" + of + " [4H]", *bias[l], {4 * H}) : nullptr);
+          bias[l].is_none() ? nullptr : elements<float>("Decoder: bias" + of + " [4H]", bias[l], {4 * H}));
     }
     LRCN_CHECK(!shape.hidden.empty(), "Decoder: w_hh must hold at least one layer, got none");
     weights.projection =
         elements<float>("Decoder: projection [V, H]", projection, {shape.vocab, shape.hidden.back()});
-    weights.projection_bias = projection_bias.has_value() ? elements<float>("Decoder: projection_bias [V]",
-                                                                            *projection_bias, {shape.vocab})
-                                                          : nullptr;
+    weights.projection_bias = projection_bias.is_none() ? nullptr
+                                                        : elements<float>("Decoder: projection_bias [V]",
+                                                                          projection_bias, {shape.vocab});
     shape.table = shape.table_bytes() <= table_limit;
     const int64_t bytes = decoder_packed_bytes(shape);
     packed_ = allocate_packed(bytes);
@@ -53,11 +53,11 @@ class Decoder {
     decoder_.emplace(packed_.get(), bytes);
   }
 
-  py::tuple beam(const std::optional<py::array>& features, int64_t batch,
-                 const std::optional<py::array>& prefix, bool feed_bos, int64_t bos, int64_t eos, int64_t pad,
-                 int64_t max_new, int64_t min_new, int64_t no_repeat_ngram, double repetition_penalty,
-                 const std::vector<int64_t>& suppress, int64_t num_beams, int64_t num_return,
-                 double length_penalty, int64_t early_stopping, bool in_slot) const {
+  py::tuple beam(const py::object& features, int64_t batch, const py::object& prefix, bool feed_bos,
+                 int64_t bos, int64_t eos, int64_t pad, int64_t max_new, int64_t min_new,
+                 int64_t no_repeat_ngram, double repetition_penalty, const std::vector<int64_t>& suppress,
+                 int64_t num_beams, int64_t num_return, double length_penalty, int64_t early_stopping,
+                 bool in_slot) const {
     const Inputs inputs(*decoder_, features, batch, prefix, feed_bos, bos, pad);
     const TokenRules tokens =
         token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
@@ -77,24 +77,23 @@ class Decoder {
     return out.arrays;
   }
 
-  py::tuple sample(const std::optional<py::array>& features, int64_t batch,
-                   const std::optional<py::array>& prefix, bool feed_bos, int64_t bos, int64_t eos,
-                   int64_t pad, int64_t max_new, int64_t min_new, int64_t no_repeat_ngram,
-                   double repetition_penalty, const std::vector<int64_t>& suppress,
-                   const std::optional<py::array>& uniforms, double length_penalty, double logit_scale,
-                   int64_t top_k, double top_p) const {
+  py::tuple sample(const py::object& features, int64_t batch, const py::object& prefix, bool feed_bos,
+                   int64_t bos, int64_t eos, int64_t pad, int64_t max_new, int64_t min_new,
+                   int64_t no_repeat_ngram, double repetition_penalty, const std::vector<int64_t>& suppress,
+                   const py::object& uniforms, double length_penalty, double logit_scale, int64_t top_k,
+                   double top_p) const {
     const Inputs inputs(*decoder_, features, batch, prefix, feed_bos, bos, pad);
     const TokenRules tokens =
         token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
     SampleRules rules;
-    rules.greedy = !uniforms.has_value(), rules.length_penalty = length_penalty;
+    rules.greedy = uniforms.is_none(), rules.length_penalty = length_penalty;
     rules.logit_scale = static_cast<float>(logit_scale), rules.top_k = top_k, rules.top_p = top_p;
     check_decode(*decoder_, inputs.view, tokens);
     std::vector<double> numbers;
-    if (uniforms.has_value()) {
+    if (!uniforms.is_none()) {
       const char* what = "Decoder.sample: uniforms [B, n, max_new]";
-      rules.draws = size_of(what, *uniforms, 3, 1);
-      const double* from = elements<double>(what, *uniforms, {batch, rules.draws, max_new});
+      rules.draws = size_of(what, uniforms, 3, 1);
+      const double* from = elements<double>(what, uniforms, {batch, rules.draws, max_new});
       numbers.assign(from, from + batch * rules.draws * max_new);
       rules.uniforms = numbers.data();
     }
@@ -117,20 +116,20 @@ class Decoder {
     std::vector<float> features;
     std::vector<int64_t> prefix;
 
-    Inputs(const PackedDecoder& decoder, const std::optional<py::array>& from, int64_t batch,
-           const std::optional<py::array>& words, bool feed_bos, int64_t bos, int64_t pad) {
+    Inputs(const PackedDecoder& decoder, const py::object& from, int64_t batch, const py::object& words,
+           bool feed_bos, int64_t bos, int64_t pad) {
       view.batch = batch, view.feed_bos = feed_bos, view.bos = bos, view.pad = pad;
-      if (from.has_value()) {
+      if (!from.is_none()) {
         const int64_t F = decoder.shape().features();
         LRCN_CHECK(F > 0, "generate: features must be None for a decoder without an image");
-        const float* data = elements<float>("generate: features [B, F]", *from, {batch, F});
+        const float* data = elements<float>("generate: features [B, F]", from, {batch, F});
         features.assign(data, data + batch * F);
         view.features = features.data();
       }
-      if (words.has_value()) {
-        view.prefix_length = size_of("generate: prefix_ids [B, P]", *words, 2, 1);
+      if (!words.is_none()) {
+        view.prefix_length = size_of("generate: prefix_ids [B, P]", words, 2, 1);
         const int64_t* data =
-            elements<int64_t>("generate: prefix_ids [B, P]", *words, {batch, view.prefix_length});
+            elements<int64_t>("generate: prefix_ids [B, P]", words, {batch, view.prefix_length});
         prefix.assign(data, data + batch * view.prefix_length);
         view.prefix = prefix.data();
       }
@@ -170,9 +169,9 @@ class Decoder {
 void bind_decoder(py::module_& m) {
   using namespace py::literals;
   py::class_<Decoder>(m, "Decoder", "The engine of lrcn_fast.runtime.Decoder; arguments are described there.")
-      .def(py::init<const py::array&, const std::vector<py::array>&, const std::vector<py::array>&,
-                    const std::vector<std::optional<py::array>>&, const py::array&,
-                    const std::optional<py::array>&, int64_t, bool, const std::string&, int64_t>(),
+      .def(py::init<const py::object&, const std::vector<py::object>&, const std::vector<py::object>&,
+                    const std::vector<py::object>&, const py::object&, const py::object&, int64_t, bool,
+                    const py::object&, int64_t>(),
            "embedding"_a, "w_ih"_a, "w_hh"_a, "bias"_a, "projection"_a, "projection_bias"_a, py::kw_only(),
            "static_layer"_a, "image_first"_a, "dtype"_a, "table_limit"_a)
       .def("beam", &Decoder::beam, "features"_a, py::kw_only(), "batch"_a, "prefix"_a, "feed_bos"_a, "bos"_a,

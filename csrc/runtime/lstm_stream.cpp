@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <optional>
 #include <utility>
 
 #include "arrays.h"
@@ -16,30 +15,30 @@ namespace {
 // from several threads take turns.
 class LstmStream {
  public:
-  LstmStream(const py::array& w_hh, int64_t batch, const std::optional<py::array>& w_ih,
-             const std::optional<py::array>& bias, const std::string& dtype)
-      : batch_(batch),
+  LstmStream(const py::object& w_hh, const py::object& batch, const py::object& w_ih, const py::object& bias,
+             const py::object& dtype)
+      : batch_(rows(batch)),
         hidden_(size_of("LstmStream: w_hh [4H, H]", w_hh, 2, 1)),
-        input_(w_ih.has_value() ? size_of("LstmStream: w_ih [4H, I]", *w_ih, 2, 1) : 0),
+        input_(w_ih.is_none() ? 0 : size_of("LstmStream: w_ih [4H, I]", w_ih, 2, 1)),
         type_(weight_type("LstmStream", dtype)) {
-    LRCN_CHECK(batch > 0, "LstmStream: batch must be positive, got ", batch);
-    LRCN_CHECK(w_ih.has_value() || !bias.has_value(),
-               "LstmStream: bias must be None without w_ih: it is part of xg");
+    LRCN_CHECK(hidden_ > 0, "LstmStream: w_hh [4H, H] must have H of at least 1, got 0");
+    LRCN_CHECK(w_ih.is_none() || input_ > 0, "LstmStream: w_ih [4H, I] must have I of at least 1, got 0");
+    LRCN_CHECK(bias.is_none() || !w_ih.is_none(),
+               "LstmStream: bias must be None without w_ih, because it is part of xg, got ", kind(bias));
     const float* hh = elements<float>("LstmStream: w_hh [4H, H]", w_hh, {4 * hidden_, hidden_});
-    const float* ih = w_ih.has_value()
-                          ? elements<float>("LstmStream: w_ih [4H, I]", *w_ih, {4 * hidden_, input_})
-                          : nullptr;
+    const float* ih =
+        w_ih.is_none() ? nullptr : elements<float>("LstmStream: w_ih [4H, I]", w_ih, {4 * hidden_, input_});
     bias_.resize(4 * hidden_);
-    if (bias.has_value())
-      std::copy_n(elements<float>("LstmStream: bias [4H]", *bias, {4 * hidden_}), 4 * hidden_, bias_.begin());
+    if (!bias.is_none())
+      std::copy_n(elements<float>("LstmStream: bias [4H]", bias, {4 * hidden_}), 4 * hidden_, bias_.begin());
     packed_ = allocate_packed(lstm_packed_bytes(hidden_, input_, hidden_, type_));
     lstm_pack(ih, input_, input_, hh, hidden_, hidden_, type_, packed_.get());
-    for (auto& state : h_) state.resize(batch * hidden_);
-    for (auto& state : c_) state.resize(batch * hidden_);
+    for (auto& state : h_) state.resize(batch_ * hidden_);
+    for (auto& state : c_) state.resize(batch_ * hidden_);
   }
 
   // x [B, I], or xg [B, 4H] without w_ih -> h [B, H]
-  py::array_t<float> step(const py::array& frame) {
+  py::array_t<float> step(const py::object& frame) {
     const int64_t width = input_ > 0 ? input_ : 4 * hidden_;
     const char* what = input_ > 0 ? "LstmStream.step: x [B, I]" : "LstmStream.step: xg [B, 4H]";
     const float* from = elements<float>(what, frame, {batch_, width});
@@ -70,7 +69,7 @@ class LstmStream {
     return {h, c};
   }
 
-  void set_state(const py::array& h, const py::array& c) {
+  void set_state(const py::object& h, const py::object& c) {
     const float* new_h = elements<float>("LstmStream.set_state: h [B, H]", h, {batch_, hidden_});
     const float* new_c = elements<float>("LstmStream.set_state: c [B, H]", c, {batch_, hidden_});
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -79,6 +78,15 @@ class LstmStream {
   }
 
  private:
+  static int64_t rows(const py::object& batch) {
+    const bool is_integer = PyIndex_Check(batch.ptr()) != 0 && !py::isinstance<py::bool_>(batch);
+    const Py_ssize_t rows = is_integer ? PyNumber_AsSsize_t(batch.ptr(), nullptr) : 0;
+    if (PyErr_Occurred() != nullptr) PyErr_Clear();  // an array of several, whose index is an error
+    LRCN_CHECK(rows > 0 && rows <= INT32_MAX, "LstmStream: batch must be an integer in 1..", INT32_MAX,
+               ", got ", shown(batch));
+    return rows;
+  }
+
   void run(const float* in, int64_t width) {
     const int64_t H = hidden_, next = 1 - now_;
     std::vector<const float*> init(batch_), x(batch_), h_prev(batch_), c_prev(batch_);
@@ -117,8 +125,8 @@ void bind_lstm_stream(py::module_& m) {
                          "    w_ih: Input weight. Without it, step takes input gates. float32 [4H, I].\n"
                          "    bias: bias_ih + bias_hh, with w_ih only. float32 [4H].\n"
                          "    dtype: How the weights are stored: float32, bfloat16 or int8.")
-      .def(py::init<const py::array&, int64_t, const std::optional<py::array>&,
-                    const std::optional<py::array>&, const std::string&>(),
+      .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&,
+                    const py::object&>(),
            py::arg("w_hh"), py::arg("batch") = 1, py::kw_only(), py::arg("w_ih") = py::none(),
            py::arg("bias") = py::none(), py::arg("dtype") = "float32")
       .def("step", &LstmStream::step, py::arg("frame"),

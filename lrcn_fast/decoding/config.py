@@ -1,13 +1,17 @@
-"""The settings of one search, checked once, before anything runs."""
+"""The settings of one search, checked once, before anything runs.
+
+Without torch, because ``lrcn_fast.CaptionDecoder`` and ``lrcn_fast.runtime.Decoder`` share it.
+"""
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+from lrcn_fast.decoding._checks import check_flag, check_integer, check_number, check_tokens, shown
 
 __all__ = ["COMPAT_PRESETS", "MAX_BEAMS", "GenerationConfig"]
 
@@ -17,6 +21,7 @@ MAX_BEAMS = 1024
 COMPAT_PRESETS: tuple[str, ...] = ("hf", "caffe")
 """Rule sets of :attr:`GenerationConfig.compat` that work."""
 
+_STOPPING = (False, True, "never")
 _PLANNED_PRESETS = ("ruotianluo", "im2txt", "sgrvinod", "neuraltalk2", "ctranslate2", "fairseq")
 
 
@@ -51,12 +56,13 @@ class GenerationConfig:
             negative (Keskar et al. 2019, "CTRL", section 4.1). 1 is off.
         suppress_tokens: Tokens that are never generated.
         prefix_ids: Tokens that every caption starts with. [P] or [B, P].
-        num_beam_groups: Only 1 so far.
-        diversity_penalty: Only 0 so far.
+        num_beam_groups: Groups of diverse beam search (Vijayakumar et al. 2018), a divisor of ``num_beams``.
+            Only 1 so far.
+        diversity_penalty: What a word costs that an earlier group has taken, at least 0; 0 with one group.
         compat: Whose rules finished hypotheses follow. ``"hf"``: a pool of finished hypotheses beside the
             beam, as in Hugging Face transformers. ``"caffe"``: finished hypotheses keep their place in the
             beam, as in the release of LRCN.
-        generator: Source of the random numbers when sampling.
+        generator: Source of the random numbers when sampling; its kind is the engine's.
 
     Raises:
         ValueError: A value is out of range, or two of them contradict each other.
@@ -76,63 +82,46 @@ class GenerationConfig:
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
     suppress_tokens: Sequence[int] = ()
-    prefix_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = field(default=None, compare=False)
+    prefix_ids: Any = field(default=None, compare=False)
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
     compat: str = "hf"
-    generator: torch.Generator | None = field(default=None, compare=False)
+    generator: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        self._set("num_beams", _integer("num_beams", self.num_beams, 1, MAX_BEAMS))
-        self._set("num_return_sequences", _integer("num_return_sequences", self.num_return_sequences, 1))
-        self._set("max_new_tokens", _integer("max_new_tokens", self.max_new_tokens, 1))
-        self._set("min_new_tokens", _integer("min_new_tokens", self.min_new_tokens, 0))
-        self._set("top_k", _integer("top_k", self.top_k, 0))
-        self._set("no_repeat_ngram_size", _integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0))
-        self._set("num_beam_groups", _integer("num_beam_groups", self.num_beam_groups, 1))
-        self._set("length_penalty", _number("length_penalty", self.length_penalty))
-        self._set("temperature", _number("temperature", self.temperature, above=0.0))
-        self._set("top_p", _number("top_p", self.top_p, above=0.0, at_most=1.0))
-        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, above=0.0))
-        self._set("diversity_penalty", _number("diversity_penalty", self.diversity_penalty))
-        if not isinstance(self.do_sample, bool):
-            raise ValueError(f"generate: do_sample must be True or False, got {self.do_sample!r}")
-        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+        for name, low, high in _INTEGERS:
+            self._set(name, check_integer("generate", name, getattr(self, name), low, high))
+        for name, above, at_most in _NUMBERS:
+            self._set(name, check_number("generate", name, getattr(self, name), above, at_most))
+        check_flag("generate", "do_sample", self.do_sample)
+        if not (isinstance(self.early_stopping, (bool, str)) and self.early_stopping in _STOPPING):
             raise ValueError(
-                f'generate: early_stopping must be True, False or "never", got {self.early_stopping!r}'
+                f'generate: early_stopping must be True, False or "never", got {shown(self.early_stopping)}'
             )
-        self._set("suppress_tokens", _tokens(self.suppress_tokens))
+        self._set("suppress_tokens", check_tokens(self.suppress_tokens))
         if self.prefix_ids is not None:
             self._set("prefix_ids", _prefix(self.prefix_ids))
-        if self.generator is not None and not isinstance(self.generator, torch.Generator):
-            raise ValueError(f"generate: generator must be a torch.Generator, got {self.generator!r}")
+        self._check_preset()
         self._check_together()
+        self._check_groups()
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_together(self) -> None:
-        if self.compat in _PLANNED_PRESETS:
+    def _check_preset(self) -> None:
+        if isinstance(self.compat, str) and self.compat in _PLANNED_PRESETS:
             raise NotImplementedError(
                 "generate: compat must be one of the presets that work so far, "
                 f"{', '.join(COMPAT_PRESETS)}, "
                 f"got {self.compat!r}"
             )
-        if self.compat not in COMPAT_PRESETS:
+        if not isinstance(self.compat, str) or self.compat not in COMPAT_PRESETS:
             raise ValueError(
                 f"generate: compat must be one of {', '.join((*COMPAT_PRESETS, *_PLANNED_PRESETS))}, "
-                f"got {self.compat!r}"
+                f"got {shown(self.compat)}"
             )
-        if self.num_beam_groups != 1:
-            raise NotImplementedError(
-                "generate: num_beam_groups must be 1 (diverse beam search is not supported), "
-                f"got {self.num_beam_groups}"
-            )
-        if self.diversity_penalty != 0.0:
-            raise NotImplementedError(
-                "generate: diversity_penalty must be 0 (diverse beam search is not supported), "
-                f"got {self.diversity_penalty}"
-            )
+
+    def _check_together(self) -> None:
         if not self.do_sample and self.num_return_sequences > self.num_beams:
             raise ValueError(
                 f"generate: num_return_sequences must be at most num_beams = {self.num_beams}, "
@@ -153,6 +142,25 @@ class GenerationConfig:
                 'generate: early_stopping must be False with compat="caffe", which stops when the whole beam '
                 f"has finished, got {self.early_stopping!r}"
             )
+
+    def _check_groups(self) -> None:
+        groups, beams = self.num_beam_groups, self.num_beams
+        if self.diversity_penalty < 0:
+            raise ValueError(f"generate: diversity_penalty must be at least 0, got {self.diversity_penalty}")
+        if groups == 1:
+            if self.diversity_penalty > 0:
+                raise ValueError(
+                    "generate: diversity_penalty must be 0 with num_beam_groups = 1, "
+                    f"got {self.diversity_penalty}"
+                )
+            return
+        if self.do_sample:
+            raise ValueError(f"generate: num_beam_groups must be 1 with do_sample=True, got {groups}")
+        if beams % groups != 0:
+            raise ValueError(f"generate: num_beam_groups must divide num_beams = {beams}, got {groups}")
+        raise NotImplementedError(
+            f"generate: num_beam_groups must be 1 (diverse beam search is not supported), got {groups}"
+        )
 
     @property
     def logit_scale(self) -> float:
@@ -178,72 +186,60 @@ class GenerationConfig:
                 "generate: suppress_tokens must leave a word to start with, "
                 f"got all {vocab_size} banned{reason}"
             )
-        if isinstance(self.prefix_ids, Tensor) and self.prefix_ids.numel() > 0:
-            low, high = int(self.prefix_ids.min()), int(self.prefix_ids.max())
+        prefix = self.prefix_ids
+        if prefix is not None and prefix.size > 0:
+            low, high = int(prefix.min()), int(prefix.max())
             if low < 0 or high >= vocab_size:
                 raise ValueError(
                     f"generate: prefix_ids must be token ids in 0..{vocab_size - 1}, "
                     f"got {low if low < 0 else high}"
                 )
-            if (self.prefix_ids == eos_id).any():
+            if (prefix == eos_id).any():
                 raise ValueError(
                     f"generate: prefix_ids must not hold the end of sentence, got eos_id = {eos_id}"
                 )
 
+    def prefix(self, B: int) -> npt.NDArray[np.int64]:
+        """The first words of each of B images: a new array [B, P].
 
-def _integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    wanted = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+        Raises:
+            ValueError: ``prefix_ids`` has another number of rows.
+        """
+        prefix = np.empty(0, np.int64) if self.prefix_ids is None else self.prefix_ids
+        if prefix.ndim == 2 and prefix.shape[0] != B:
+            raise ValueError(
+                f"generate: prefix_ids must be [P] or [B, P] with B = {B}, got {list(prefix.shape)}"
+            )
+        return np.array(np.broadcast_to(prefix, (B, prefix.shape[-1])), order="C")
+
+
+_INTEGERS = (  # name, least, most
+    ("num_beams", 1, MAX_BEAMS),
+    ("num_return_sequences", 1, None),
+    ("max_new_tokens", 1, None),
+    ("min_new_tokens", 0, None),
+    ("top_k", 0, None),
+    ("no_repeat_ngram_size", 0, None),
+    ("num_beam_groups", 1, None),
+)
+_NUMBERS = (  # name, above, at most
+    ("length_penalty", -math.inf, math.inf),
+    ("temperature", 0.0, math.inf),
+    ("top_p", 0.0, 1.0),
+    ("repetition_penalty", 0.0, math.inf),
+    ("diversity_penalty", -math.inf, math.inf),
+)
+
+
+def _prefix(value: Any) -> npt.NDArray[np.int64]:
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"generate: {name} must be {wanted}, got {value!r}") from None
-    if number < low or (high is not None and number > high):
-        raise ValueError(f"generate: {name} must be {wanted}, got {number}")
-    return number
-
-
-def _number(name: str, value: object, above: float = -math.inf, at_most: float = math.inf) -> float:
-    wanted = "a finite number"
-    if above > -math.inf:
-        wanted += f" above {above:g}"
-    if at_most < math.inf:
-        wanted += f" and at most {at_most:g}"
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(f"generate: {name} must be {wanted}, got {value!r}") from None
-    if not math.isfinite(number) or number <= above or number > at_most:
-        raise ValueError(f"generate: {name} must be {wanted}, got {number}")
-    return number
-
-
-def _tokens(value: object) -> tuple[int, ...]:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    try:
-        tokens = tuple(sorted({operator.index(token) for token in value}))  # type: ignore[attr-defined]
-    except TypeError:
+        prefix = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
-            f"generate: suppress_tokens must be a sequence of token ids, got {value!r}"
+            f"generate: prefix_ids must be token ids [P] or [B, P], got {shown(value)}"
         ) from None
-    if tokens and tokens[0] < 0:
-        raise ValueError(f"generate: suppress_tokens must be token ids of at least 0, got {tokens[0]}")
-    return tokens
-
-
-def _prefix(value: Any) -> Tensor:
-    try:
-        prefix = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"generate: prefix_ids must be token ids [P] or [B, P], got {value!r}") from None
     if prefix.ndim not in (1, 2):
         raise ValueError(f"generate: prefix_ids must be [P] or [B, P], got shape {list(prefix.shape)}")
-    if prefix.numel() == 0:  # an empty list has torch's default dtype
-        prefix = prefix.to(torch.int64)
-    if prefix.is_floating_point() or prefix.is_complex() or prefix.dtype == torch.bool:
+    if prefix.size > 0 and prefix.dtype.kind not in "iu":  # an empty list has numpy's default dtype
         raise ValueError(f"generate: prefix_ids must have an integer dtype, got {prefix.dtype}")
-    return prefix.to(torch.int64)
+    return prefix.astype(np.int64)
