@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="lrcn-fast",
-    help="Caption photos with LRCN models (a CNN feeding LSTMs): fast decoding, training, evaluation.",
+    help="LRCN models (a CNN feeding LSTMs): caption photos, recognise actions, describe videos; training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
