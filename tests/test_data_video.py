@@ -1,5 +1,6 @@
 """Videos: exact counts and frames by number from every kind of source, samplers, broken files."""
 
+import doctest
 import subprocess
 import sys
 
@@ -344,6 +345,12 @@ def test_short_videos_hold_their_last_frame():
     assert clip_indices(3, clip_length=5).tolist() == [[0, 1, 2, 2, 2]]
     assert clip_indices(1).tolist() == [[0] * 16]
     assert sliding_indices(3, 5).tolist() == [[0, 1, 2, 2, 2]]
+
+
+def test_examples_in_the_docstrings():
+    from lrcn_fast.data import video
+
+    assert doctest.testmod(video) == (0, 4)
 
 
 def test_other_clips():

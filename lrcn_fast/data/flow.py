@@ -1,10 +1,11 @@
-"""Dense optical flow, and the paper's pictures of it that a CNN reads (lrcn_paper.md 2.5).
+"""Dense optical flow, and the pictures of it that a CNN reads.
 
-With u, v the displacement of a pixel to the next frame, in pixels, right and down::
+The pictures are those of Donahue et al., TPAMI 2017, section 4, and of the code that came with it. With u, v
+the displacement of a pixel to the next frame, in pixels, right and down::
 
     R = clip(16 u + 128, 0, 255)    G = clip(16 v + 128, 0, 255)    B = min(16 |(u, v)| + 128, 255)
 
-so 8 pixels saturate, and R, G, B have the mean 128 that a flow network subtracts. N frames give N - 1
+so 8 pixels saturate, and a flow network subtracts 128 from all three. N frames give N - 1
 flows; flow k is from frame k to frame k + 1. The camera's motion is not subtracted.
 """
 

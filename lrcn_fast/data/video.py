@@ -143,7 +143,7 @@ def open_video(source: Any, *, backend: str = "auto", fps: float = 30.0) -> Vide
     Example:
         >>> with open_video(np.zeros((20, 4, 6, 3), np.uint8)) as video:
         ...     video.frames(clip_indices(len(video))).shape
-        (2, 16, 4, 6, 3)
+        (3, 16, 4, 6, 3)
     """
     from lrcn_fast.data import _video_sources
 
@@ -176,7 +176,7 @@ def natural_key(name: str) -> tuple[Any, ...]:
 
 
 def clip_indices(num_frames: int, clip_length: int = 16, stride: int = 8) -> Indices:
-    """Return the clips of the paper's test protocol (lrcn_paper.md 2.7).
+    """Return the clips of the paper's test protocol (Donahue et al., TPAMI 2017, section 4).
 
     Clips start at 0, stride, 2 stride, ... below `num_frames`; a start whose clip would run past the end is
     replaced by the last `clip_length` frames, so with 16 and 8 that last clip is counted for one start
