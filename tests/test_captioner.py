@@ -58,7 +58,7 @@ def test_variants_put_the_image_where_the_paper_does(variant, layers, static):
 
 @pytest.mark.parametrize("variant", ["1u", "2u", "2f"])
 def test_parameter_count_of_the_paper(variant):
-    # lrcn_paper 1.7 counts one bias per LSTM layer; torch's layout has two.
+    # The paper counts one bias per LSTM layer; torch's layout has two.
     words = [f"w{i}" for i in range(8801 - 2)]
     with torch.device("meta"):
         encoder = torch.nn.Module()

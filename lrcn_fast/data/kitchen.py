@@ -176,8 +176,8 @@ def kitchen_clips(
     texts = [tuple(_sentence(rng, scene) for _ in range(sentences)) for scene in scenes]
     splits = np.repeat(["train", "val", "test"], np.diff([0, clips * 7 // 10, clips * 8 // 10, clips]))
     rng.shuffle(splits)
-    alone = {activity: (activity,) for activity in ACTIVITIES}
-    groups: list[dict[str, tuple[str, ...]]] = [alone, TOOLS, OBJECTS, PLACES, PLACES]
+    alone: dict[str, tuple[str, ...]] = {activity: (activity,) for activity in ACTIVITIES}
+    groups = [alone, TOOLS, OBJECTS, PLACES, PLACES]
     sensors = [_Sensor(g, [scene[i] for scene in scenes], noise) for i, g in enumerate(groups)]
     made = []
     for number, (scene, text, split) in enumerate(zip(scenes, texts, splits, strict=True)):

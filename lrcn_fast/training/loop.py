@@ -1,6 +1,6 @@
 """The training loop: phases of steps over one model, on Accelerate; what is trained is a ``tasks.Task``.
 
-What a step does, in Caffe's order (lrcn_paper: solver semantics of the original release):
+What a step does, in Caffe's order (the solver of the original release):
 
     for each of ``accumulate`` batches:   g += d(loss_weight * mean loss of a word or step) / dw
     clip the global norm of g; g /= accumulate; weight decay, momentum, update
