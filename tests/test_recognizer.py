@@ -267,7 +267,7 @@ def test_bad_calls():
     x = torch.zeros(2, 3, m.encoder.feature_dim)
     with pytest.raises(ValueError, match=r"lengths must be \[B\] = \[2\], each 1 to T = 3, got \[0, 3\]"):
         m(x, torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="crops must be one of centre, ten, got 'five'"):
+    with pytest.raises(ValueError, match="crops must be one of centre, mirror, ten, got 'five'"):
         m.recognize(frames(3), crops="five")
     with pytest.raises(ValueError, match="sampling must be one of clips, uniform, got 'x'"):
         m.recognize(frames(3), sampling="x")

@@ -36,9 +36,10 @@ _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
 
 CROPS = {
     "centre": (View(),),
+    "mirror": (View(), View(mirror=True)),
     "ten": tuple(View(x, y, mirror) for mirror in (False, True) for x, y in _CORNERS),
 }
-"""Crops that predictions are averaged over: the four corners and the centre, and their mirror images."""
+"""Views that predictions are averaged over; ten: the four corners and the centre, and their mirror images."""
 
 
 def clip_frames(

@@ -296,15 +296,15 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         Args:
             video: A ``Video``, or whatever ``open_video`` takes: a path, a folder of frames, an array [N, H,
                 W, 3] uint8. For a model of optical flow, pictures of flow (``lrcn_fast.data.flow_video``).
-            crops: "centre", or "ten": the four corners and the centre, and their mirror images.
+            crops: "centre"; "mirror": the centre and its mirror image; "ten": the four corners, the centre
+                and their mirror images.
             sampling: Instead of the model's own.
             clip_length: Instead of the model's own.
             clip_stride: Instead of the model's own.
             batch_size: Frames that the CNN sees at a time.
 
         Raises:
-            ValueError: not a video, or an option that is not one of its choices; "ten" for a CNN whose
-                preprocessing leaves a crop no room.
+            ValueError: not a video, or an option that is not one of its choices.
         """
         self._require_eval("recognize")
         if crops not in CROPS:
@@ -374,7 +374,7 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         Args:
             video: The video.
             frames: Their numbers. [n].
-            crops: "centre" (one crop) or "ten".
+            crops: As in ``recognize``.
             batch_size: Frames that the CNN sees at a time.
 
         Returns:

@@ -232,8 +232,8 @@ class VideoFeatures:
         )
 
     def video(self, index: int) -> Tensor:
-        """Features of all computed frames of a video, not mirrored. [n, C]."""
-        return self._features[index][0]
+        """Features of all computed frames of a video: plain, and mirrored if asked for. [views, n, C]."""
+        return self._features[index]
 
     def all(self) -> Tensor:
         """Features of all computed frames of all videos, not mirrored. [sum n, C]."""

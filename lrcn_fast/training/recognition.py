@@ -195,36 +195,46 @@ class RecognitionTask(Task):
             yield (frames.to(device), labels[[c.video for c in clips]].to(device)), count
 
     def _scores(self, phase: RecognitionPhase) -> dict[str, float]:
-        reader, videos = self._validation_reader, self._validation
-        assert reader is not None
-        assert videos is not None
-        # Every process scores its share of the videos.
-        share = range(self.context.rank, len(videos), self.context.world)
-        found: dict[int, Any] = {}
-        cached = self._cached(False, 0, False) if phase.encoder == "cached" else None
-        for i in share:
-            recognition = self._recognize(reader, i, cached)
-            found[i] = recognition.probabilities
-        parts = [found]
-        if self.context.world > 1:
-            from accelerate.utils import gather_object
-
-            parts = gather_object(parts)
-        merged = {i: p for part in parts for i, p in part.items()}
-        probabilities = np.stack([merged[i] for i in range(len(videos))])
-        scores = recognition_metrics(videos.labels, probabilities)
+        assert self._validation is not None
+        found = self.predictions(phase.encoder == "cached")
+        probabilities = np.stack([found[item.id] for item in self._validation])
+        scores = recognition_metrics(self._validation.labels, probabilities)
         return {
             "validation_loss": scores["log_loss"],
             "accuracy": scores["accuracy"],
             "score": scores["accuracy"],
         }
 
+    def predictions(self, use_cache: bool) -> dict[str, list[float]]:
+        """Probabilities of the validation videos, by id; the model must be in evaluation mode.
+
+        Args:
+            use_cache: Take CNN features from the cache, rather than compute them with the CNN as it is.
+        """
+        reader, videos = self._validation_reader, self._validation
+        assert reader is not None
+        assert videos is not None
+        # Every process scores its share of the videos.
+        share = range(self.context.rank, len(videos), self.context.world)
+        found: dict[int, Any] = {}
+        cached = self._cached(False, 0, self.config.crops == "mirror") if use_cache else None
+        for i in share:
+            recognition = self._recognize(reader, i, cached)
+            found[i] = recognition.probabilities.tolist()
+        parts = [found]
+        if self.context.world > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object(parts)
+        merged = {i: p for part in parts for i, p in part.items()}
+        return {item.id: merged[i] for i, item in enumerate(videos)}
+
     def _recognize(self, reader: VideoReader, index: int, cached: VideoFeatures | None) -> Recognition:
         model, N = self.model, reader.lengths[index]
         if cached is None:
             with reader.open(index) as video:
-                return model.recognize(video, batch_size=self.config.encode_batch)
-        features = cached.video(index)[None].to(self.context.device)
+                return model.recognize(video, crops=self.config.crops, batch_size=self.config.encode_batch)
+        features = cached.video(index).to(self.context.device)
         return model.recognize_features(features, model.clips(N), N)
 
 

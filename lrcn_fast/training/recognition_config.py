@@ -103,6 +103,8 @@ class RecognitionConfig(TrainConfig):
     model: ModelConfig
     data: VideoConfig
     phases: list[RecognitionPhase]
+    crops: str = field(default="centre", metadata=choice("centre", "mirror", "ten"))
+    """Views of a frame that validation averages over."""
     encode_batch: int = field(default=32, metadata=least(1))
     """Frames that the CNN sees at a time where no gradient is needed."""
 
@@ -116,6 +118,10 @@ class RecognitionConfig(TrainConfig):
                 raise ValueError(
                     f"{name}: phases[{i}].jitter must be 1 with sampling 'clips', whose starts are drawn "
                     f"anyway, got {phase.jitter}"
+                )
+            if phase.encoder == "cached" and self.crops == "ten":
+                raise ValueError(
+                    f"{name}: crops must be centre or mirror where phases[{i}] has cached features, got 'ten'"
                 )
         data = self.data
         if data.format in ("ucf101", "list") and data.lists is None:
