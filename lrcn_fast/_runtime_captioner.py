@@ -108,7 +108,7 @@ class Captioner:
         GenerationConfig(**asdict(self.generation))  # checks it
         self.preprocessing = Preprocessing.from_config(config["preprocessing"])
         for name in ("size", "resize"):
-            check_integer("preprocessing", name, getattr(self.preprocessing, name), 1)
+            check_integer("preprocessing", name, getattr(self.preprocessing, name), 1, 2**16)
         check_flag("Decoder", "tied", config["tied"])
         layers = check_integer("Decoder", "layers", config["layers"], 1)
         check_layout("Decoder", layers, *(config[k] for k in ("static_layer", "image_first", "feed_bos")))

@@ -192,6 +192,10 @@ def test_damaged_bundle_is_named_in_one_line(bundle, tmp_path, name, damage):
         ),
         ({"preprocessing": {}}, r"config\.json: Preprocessing\.from_config: "),
         ({"preprocessing": {"size": 13}}, r"config\.json must have the image size .* got 13"),
+        (
+            {"preprocessing": {"resize": 2**31 - 1}},
+            r"resize must be an integer in 1\.\.65536, got 2147483647",
+        ),
         ({"preprocessing": {"resize": 256.5}}, r"config\.json: preprocessing: resize must be .* got 256\.5"),
     ],
     ids=str,

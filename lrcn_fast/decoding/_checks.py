@@ -160,6 +160,6 @@ def check_words(function: str, vocab_size: int, bos_id: int, eos_id: int, pad_id
         if word is None:
             raise ValueError(f"{function}: {name} must be an integer, got {shown(value)}")
         if name == "pad_id" and not -(2**63) <= word < 2**63:
-            raise ValueError(f"{function}: {name} must be an integer of 64 bits, got {word}")
+            raise ValueError(f"{function}: {name} must be an integer of 64 bits, got {shown(word)}")
         if name != "pad_id" and not 0 <= word < vocab_size:
-            raise ValueError(f"{function}: {name} must be in 0..{vocab_size - 1}, got {word}")
+            raise ValueError(f"{function}: {name} must be in 0..{vocab_size - 1}, got {shown(word)}")
