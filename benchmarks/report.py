@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import describe
 import flickr8k
 import harness
+import retrieval
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md")
@@ -94,12 +96,41 @@ def ablation() -> str:
     return "\n".join(parts)
 
 
+def retrieved() -> str:
+    """Retrieval with the packaged model, and what scoring 1000 x 5000 pairs takes."""
+    path, report = harness.newest("retrieval")
+    s, q = report["speed"], report["quality"]
+    guess = "extrapolated from" if s["minutes_in_all_extrapolated"] else "for"
+    one_by_one = s["pairs_per_cpu_second"] / s["pairs_per_cpu_second_one_by_one"]
+    note = (
+        f"`{report['model']}` (LRCN_2f), {q['photos']} dev photos and {q['captions']} captions of Flickr8k "
+        f"small. Scoring {s['photos']} x {s['captions']} pairs takes at most {s['peak_rss_mb']:.0f} MB and "
+        f"{s['pairs_per_cpu_second']:.0f} pairs a second of one core ({guess} {s['photos_scored']} photos), "
+        f"{one_by_one:.1f} times as many as pair by pair; {report['environment']['cpu']}, "
+        f"{report['environment']['isa']} ([data](../benchmarks/results/{path.name}))."
+    )
+    return f"{retrieval.markdown(report)}\n\n{note}\n"
+
+
+def described() -> str:
+    """The three architectures of video description on the made-up corpus."""
+    path, report = harness.newest("describe")
+    seeds = len({run["seed"] for run in report["runs"]})
+    note = (
+        f'BLEU-4, %, mean of {seeds} seeds; "surer half": the half of the test clips whose CRF marginals are '
+        f"the more certain ([data](../benchmarks/results/{path.name}))."
+    )
+    return f"{describe.markdown(report)}\n\n{note}\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
     "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
     "decode": lambda: speed("decode", "beam search, LRCN_2f, V=8801, E=H=1000, K=5, 20 steps"),
     "captions": captions,
     "paper-captions": ablation,
+    "paper-retrieval": retrieved,
+    "paper-description": described,
 }
 
 
