@@ -46,9 +46,8 @@ def run(architecture: str, seed: int, args: argparse.Namespace, clips: str | Non
     model = VideoDescriber.from_pretrained(out / "model").prepare()
     texts = [captions[0].text for captions in model.describe(test)]
     sure = [statistics.mean(map(max, clip.marginals)) for clip in test]
-    middle = statistics.median(sure)
-    high = [i for i, s in enumerate(sure) if s > middle]
-    low = [i for i, s in enumerate(sure) if s <= middle]
+    order = sorted(range(len(test)), key=sure.__getitem__)
+    low, high = order[: len(order) // 2], order[len(order) // 2 :]
     row = {
         "architecture": architecture,
         "seed": seed,
