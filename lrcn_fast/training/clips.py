@@ -133,7 +133,7 @@ class VideoReader:
         self.lengths: list[int] = []
         for i in range(len(items)):
             with self.open(i) as video:
-                self.lengths.append(len(video))
+                self.lengths.append(_count(video))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -238,3 +238,14 @@ class VideoFeatures:
     def all(self) -> Tensor:
         """Features of all computed frames of all videos, not mirrored. [sum n, C]."""
         return torch.cat([x[0] for x in self._features])
+
+
+# Counting decodes a video, reading its bytes for the key does not: counted once per process.
+_COUNTS: dict[bytes, int] = {}
+
+
+def _count(video: Video) -> int:
+    key = video.key("count")
+    if key not in _COUNTS:
+        _COUNTS[key] = len(video)
+    return _COUNTS[key]
