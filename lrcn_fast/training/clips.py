@@ -123,6 +123,10 @@ class VideoReader:
         items: The videos.
         folder: Of the flow pictures.
         flow_method: As ``lrcn_fast.data.optical_flow``.
+
+    Attributes:
+        lengths: Frames of each video.
+        keys: What identifies the content of each.
     """
 
     def __init__(
@@ -131,9 +135,13 @@ class VideoReader:
         self._model, self._items = model, items
         self._folder, self._flow_method = folder, flow_method
         self.lengths: list[int] = []
+        self.keys: list[bytes] = []
         for i in range(len(items)):
             with self.open(i) as video:
-                self.lengths.append(_count(video))
+                # The folder of flow pictures is named by a hash of all that they are made from.
+                flow = model.stream_kind == "flow"
+                self.keys.append(Path(video.name).name.encode() if flow else video.key())
+                self.lengths.append(_count(self.keys[i], video))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -191,7 +199,9 @@ class VideoFeatures:
         for i in range(len(reader)):
             with reader.open(i) as video:
                 parts = [
-                    self._compute(model, video, numbers[i], View(mirror=flipped), store, batch_size)
+                    self._compute(
+                        model, video, reader.keys[i], numbers[i], View(mirror=flipped), store, batch_size
+                    )
                     for flipped in ((False, True) if mirror else (False,))
                 ]
             self._features.append(torch.stack(parts))
@@ -203,13 +213,14 @@ class VideoFeatures:
     def _compute(
         model: ActivityRecognizer,
         video: Video,
+        key: bytes,
         numbers: npt.NDArray[np.int64],
         view: View,
         store: FeatureCache,
         batch_size: int,
     ) -> Tensor:
         what = [model.preprocessing.config(), dataclasses.asdict(view), model.stream_kind]
-        base = video.key(json.dumps(what))
+        base = hashlib.sha256(key + json.dumps(what).encode()).digest()
         keys = [hashlib.sha256(base + int(n).to_bytes(8, "little")).digest() for n in numbers]
         features, found = store.get(keys)
         todo = np.flatnonzero(~found)
@@ -240,12 +251,11 @@ class VideoFeatures:
         return torch.cat([x[0] for x in self._features])
 
 
-# Counting decodes a video, reading its bytes for the key does not: counted once per process.
+# Counting decodes a whole video: once per process is enough.
 _COUNTS: dict[bytes, int] = {}
 
 
-def _count(video: Video) -> int:
-    key = video.key("count")
+def _count(key: bytes, video: Video) -> int:
     if key not in _COUNTS:
         _COUNTS[key] = len(video)
     return _COUNTS[key]
