@@ -32,7 +32,9 @@ def recognize(
         list[str],
         typer.Argument(metavar="VIDEO...", help="Files, folders of videos or of frames, globs."),
     ],
-    model: Annotated[str, typer.Option("--model", help="Folder or hub id of a recogniser.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Folder or hub id of a recogniser of frames, or of flow.")
+    ],
     flow_model: Annotated[
         str | None, typer.Option("--flow-model", help="A second model, that reads optical flow.")
     ] = None,
@@ -74,6 +76,8 @@ def recognize(
         raise typer.BadParameter(f"--stream takes one VIDEO, got {len(inputs)}")
     if max_frames is not None and not stream:
         raise typer.BadParameter("--max-frames needs --stream")
+    if stream and (crops is not CropsName.CENTRE or cache is not None):
+        raise typer.BadParameter("--crops and --cache are for whole files, not for --stream")
     problems = Problems("lrcn-fast recognize")
     videos = inputs if stream else expand_videos(inputs, problems)
     if not videos:
@@ -84,14 +88,14 @@ def recognize(
     from lrcn_fast.models import ActivityRecognizer
 
     check_device(device)
-    models = [
-        ActivityRecognizer.from_pretrained(name, device=device.value)
+    first, second = (
+        None if name is None else ActivityRecognizer.from_pretrained(name, device=device.value)
         for name in (model, flow_model)
-        if name is not None
-    ]
+    )
+    flow_alone = first is not None and first.stream_kind == "flow" and second is None
     streams = Streams(
-        models[0],
-        models[1] if flow_model is not None else None,
+        None if flow_alone else first,
+        first if flow_alone else second,
         flow_weight=flow_weight,
         flow_method=flow_method.value,
         cache=cache,

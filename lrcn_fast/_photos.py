@@ -126,6 +126,8 @@ def read_candidates(path: Path, ids: Sequence[str]) -> dict[str, str]:
             values = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError:
             raise ValueError(f"{expected}, got other text") from None
+    except RecursionError:
+        raise ValueError(f"{expected}, got deeply nested JSON") from None
     if isinstance(values, dict) and "captions" in values:
         values = [values]
     if isinstance(values, dict):

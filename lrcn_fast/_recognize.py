@@ -45,8 +45,8 @@ class Streams:
     """The models, and how they are put together.
 
     Attributes:
-        rgb: Reads frames.
-        flow: Reads flow pictures of the same video; None without.
+        rgb: Reads frames; None without.
+        flow: Reads flow pictures of the same video; None without. One of the two is there.
         flow_weight: Share w of the flow model: p = (1 - w) p_rgb + w p_flow, late fusion as in the paper,
             which reports 1/2 and 2/3.
         flow_method: As in :func:`lrcn_fast.data.optical_flow`.
@@ -54,7 +54,7 @@ class Streams:
         crops: "centre" or "ten", for whole files.
     """
 
-    rgb: "ActivityRecognizer"
+    rgb: "ActivityRecognizer | None"
     flow: "ActivityRecognizer | None" = None
     flow_weight: float = 0.5
     flow_method: str = "dis"
@@ -65,7 +65,7 @@ class Streams:
         for option, model, kind in (("--model", self.rgb, "rgb"), ("--flow-model", self.flow, "flow")):
             if model is not None and model.stream_kind != kind:
                 raise ValueError(f"{option} must be a model that reads {kind}, got {model.stream_kind}")
-        if self.flow is not None and self.flow.classes != self.rgb.classes:
+        if self.flow is not None and self.rgb is not None and self.flow.classes != self.rgb.classes:
             raise ValueError(
                 "--flow-model must have the classes of --model, got "
                 f"{len(self.flow.classes)} and {len(self.rgb.classes)} of other names or order"
@@ -74,7 +74,9 @@ class Streams:
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes."""
-        classes: Sequence[str] = self.rgb.classes
+        model = self.rgb or self.flow
+        assert model is not None
+        classes: Sequence[str] = model.classes
         return classes
 
     def fuse(self, rgb: Probabilities, flow: Probabilities) -> Probabilities:
@@ -162,8 +164,9 @@ def recognize_files(
 
 def _recognize(video: Video, streams: Streams) -> tuple[Probabilities, Probabilities]:
     """Return the probabilities of a video [C], and of each of its frames [N, C]."""
-    found = streams.rgb.recognize(video, crops=streams.crops)
+    found = None if streams.rgb is None else streams.rgb.recognize(video, crops=streams.crops)
     if streams.flow is None:
+        assert found is not None
         return found.probabilities, found.frame_probabilities
     if len(video) < 2:
         raise ValueError(f"recognize: {video.name} must have at least 2 frames for optical flow, got 1")
@@ -172,6 +175,10 @@ def _recognize(video: Video, streams: Streams) -> tuple[Probabilities, Probabili
         pictures = flow_video(video, cache, streams.flow_method)
         motion = streams.flow.recognize(pictures, crops=streams.crops)
     # Flow k leads to frame k + 1; the first frame has none.
+    if found is None:
+        return motion.probabilities, np.concatenate(
+            (motion.frame_probabilities[:1], motion.frame_probabilities)
+        )
     frames = found.frame_probabilities.copy()
     frames[1:] = streams.fuse(frames[1:], motion.frame_probabilities)
     return streams.fuse(found.probabilities, motion.probabilities), frames
@@ -241,7 +248,12 @@ def recognize_stream(source: str, streams: Streams, outputs: Outputs, max_frames
                 if number == max_frames:
                     break
                 start = time.perf_counter()
-                rows.append(step(frame))
+                found = step(frame)
+                if found is None:
+                    if out is not None:
+                        out.add(frame)
+                    continue
+                rows.append(found)
                 latencies.append(1e3 * (time.perf_counter() - start))
                 recent.append(rows[-1])
                 best = outputs.best(np.mean(recent, 0), streams.classes)
@@ -256,7 +268,8 @@ def recognize_stream(source: str, streams: Streams, outputs: Outputs, max_frames
                     shown = int(number / fps)
                     _print_line(f"{number / fps:.1f} s", best, latencies[-WINDOW:])
     if not rows:
-        raise ValueError(f"recognize: {source} must have frames, got none")
+        least = "frames" if streams.rgb is not None else "at least 2 frames for optical flow"
+        raise ValueError(f"recognize: {source} must have {least}, got too few")
     probabilities = np.stack(rows)
     best = outputs.best(probabilities.mean(0), streams.classes)
     if outputs.as_json:
@@ -282,23 +295,24 @@ def _print_line(when: str, best: Sequence[tuple[str, float]], latencies: Sequenc
 
 
 class _Step:
-    """One frame after another -> their probabilities [C]."""
+    """One frame after another -> their probabilities [C]; None for the first where only flow is read."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._rgb = streams.rgb.stream()
+        self._rgb = streams.rgb.stream() if streams.rgb is not None else None
         self._flow = streams.flow.stream() if streams.flow is not None else None
         self._before: Frame | None = None
 
-    def __call__(self, frame: Frame) -> Probabilities:
-        found: Probabilities = self._rgb.push(frame)
+    def __call__(self, frame: Frame) -> Probabilities | None:
+        found: Probabilities | None = None if self._rgb is None else self._rgb.push(frame)
         if self._flow is None:
             return found
         before, self._before = self._before, frame
         if before is None:  # no flow leads to the first frame
             return found
         motion = flow_images(optical_flow((before, frame), self._streams.flow_method))[0]
-        return self._streams.fuse(found, self._flow.push(motion))
+        moved: Probabilities = self._flow.push(motion)
+        return moved if found is None else self._streams.fuse(found, moved)
 
 
 class _Thumbnails:

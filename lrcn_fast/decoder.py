@@ -1,5 +1,6 @@
 """The word-by-word half of a captioner: embedding, LSTM layers, vocabulary projection, and search."""
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -236,7 +237,12 @@ class CaptionDecoder(PackedDecoder):
         self._check_features("pairwise_log_likelihood", features)
         if batch_size < 1:
             raise ValueError(f"pairwise_log_likelihood: batch_size must be at least 1, got {batch_size}")
-        ids = [[int(w) for w in caption] for caption in captions]
+        try:
+            ids = [[operator.index(w) for w in caption] for caption in captions]
+        except TypeError as error:
+            raise ValueError(
+                f"pairwise_log_likelihood: captions must be lists of token ids, got {error}"
+            ) from None
         for s, caption in enumerate(ids):
             if caption and not (0 <= min(caption) and max(caption) < self.vocab_size):
                 raise ValueError(

@@ -61,6 +61,7 @@ def node(**changes):
     ("bad", "message"),
     [
         ("{", "line 2 must be a JSON object, got: "),
+        ("[" * 100_000, "line 2 must be a JSON object, got: "),
         ("[1]", r"line 2 must be a JSON object, got \[1\]"),
         (record(clip_id=""), "line 2: clip_id must be text, got ''"),
         (record(clip_id=7), "line 2: clip_id must be text, got 7"),

@@ -125,6 +125,8 @@ def test_errors():
     features = images(size, 2)
     with pytest.raises(ValueError, match=rf"captions\[1\] must hold token ids in 0\.\.{V - 1}, got 2\.\.{V}"):
         decoder.pairwise_log_likelihood([[1], [2, V]], features)
+    with pytest.raises(ValueError, match="captions must be lists of token ids, got 'float' object"):
+        decoder.pairwise_log_likelihood([[1.5]], features)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         decoder.pairwise_log_likelihood(CAPTIONS, features, batch_size=0)
     with pytest.raises(ValueError, match=r"features must be \[B, F\] = \[B, 5\], got None"):

@@ -149,6 +149,10 @@ def test_errors():
         model.describe([CrfClip("x", ((0.5, 0.5),), ("cut",))])
     with pytest.raises(ValueError, match=r"clips must be CrfClips .* got str"):
         model.describe(["a.mp4"])
+    for option, off in (({"no_repeat_ngram_size": 1}, 0), ({"repetition_penalty": 2.0}, 1.0)):
+        with pytest.raises(NotImplementedError, match=f"must be {off} with encoder_decoder"):
+            make("encoder_decoder").describe(CLIPS, **option)
+        assert len(make("decoder_max").describe(CLIPS, **option)) == len(CLIPS)
     with pytest.raises(ValueError, match="must be in eval mode, got train mode"):
         make("decoder_max").train().describe(CLIPS)
     with pytest.raises(ValueError, match=r"architecture must be one of encoder_decoder, .* got 'lstm'"):

@@ -146,6 +146,8 @@ def test_bad_files_among_good_ones(run, models, videos, tmp_path):
         (("a.mp4", "b.mp4", "--stream", "--model", "rgb"), "--stream takes one VIDEO, got 2"),
         (("a.mp4", "--max-frames", 3, "--model", "rgb"), "--max-frames needs --stream"),
         (("a.mp4", "b.mp4", "--timeline", "t.png", "--model", "rgb"), "take one video, got 2"),
+        (("a.mp4", "--stream", "--crops", "ten", "--model", "rgb"), "are for whole files, not for --stream"),
+        (("a.mp4", "--stream", "--cache", "x", "--model", "rgb"), "are for whole files, not for --stream"),
         (("a.mp4", "--flow-weight", 2, "--model", "rgb"), "--flow-weight"),
         (("a.mp4", "--flow-weight", "nan", "--model", "rgb"), "--flow-weight"),
         (("a.mp4", "--flow-method", "raft", "--model", "rgb"), "--flow-method"),
@@ -173,8 +175,35 @@ def test_late_fusion(run, models, videos, tmp_path):
     assert len(list(kept.iterdir())) == 20
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_flow_alone(run, models, videos, tmp_path, stream):
+    path, picture = videos / "v2.mp4", tmp_path / "out.png"
+    more = ("--stream",) if stream else ()
+    status, lines, _ = run(
+        path,
+        "--model",
+        "flow",
+        "--json",
+        "--top-k",
+        3,
+        "--timeline",
+        picture,
+        "--annotate",
+        tmp_path / "o.mp4",
+        *more,
+    )
+    assert status == 0
+    with open_video(path) as video:
+        expected = np.stack([brightness(p) for p in flow_images(optical_flow(video))])
+    found = {c["label"]: c["probability"] for c in json.loads(lines[-1])["classes"]}
+    np.testing.assert_allclose([found[c] for c in CLASSES], expected.mean(0), atol=1e-6)
+    with open_video(path) as video, open_video(tmp_path / "o.mp4") as annotated:
+        assert len(annotated) == len(video)
+    assert picture.stat().st_size
+
+
 def test_models_of_the_wrong_kind(run, models, videos):
-    status, _, err = run(videos / "v2.mp4", "--model", "flow")
+    status, _, err = run(videos / "v2.mp4", "--model", "flow", "--flow-model", "flow")
     assert (status, err) == (1, "lrcn-fast: --model must be a model that reads rgb, got flow\n")
     status, _, err = run(videos / "v2.mp4", "--model", "rgb", "--flow-model", "rgb")
     assert (status, err) == (1, "lrcn-fast: --flow-model must be a model that reads flow, got rgb\n")

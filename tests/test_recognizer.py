@@ -269,6 +269,10 @@ def test_bad_calls():
         m(x, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="crops must be one of centre, mirror, ten, got 'five'"):
         m.recognize(frames(3), crops="five")
+    for option in ("clip_length", "clip_stride", "batch_size"):
+        for value in (0, -1, 2.5, True):
+            with pytest.raises(ValueError, match=f"recognize: {option} must be an integer >= 1, got {value}"):
+                m.recognize(frames(3), **{option: value})
     with pytest.raises(ValueError, match="sampling must be one of clips, uniform, got 'x'"):
         m.recognize(frames(3), sampling="x")
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Training of activity recognizers: clips, resuming, and runs on videos that only order tells apart."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -11,6 +12,7 @@ import lrcn_fast.training.loop as loop
 from lrcn_fast.data import read_video_folders
 from lrcn_fast.evaluation import confusion_matrix, late_fusion, recognition_metrics
 from lrcn_fast.models import ActivityRecognizer, create_encoder
+from lrcn_fast.models.encoders import _PREPROCESSING
 from lrcn_fast.training import load_config, parse_config, train
 from lrcn_fast.training.clips import ClipStream, VideoFeatures, VideoReader
 from lrcn_fast.training.recognition import read_videos
@@ -277,3 +279,14 @@ def test_recipes_hold_the_settings_of_the_release():
         128,
         False,
     )
+
+
+@pytest.mark.parametrize("name", ["single_rgb", "single_flow", "lrcn_rgb", "lrcn_flow"])
+def test_recipes_cut_frames_as_the_release_does(name):
+    """227 x 227 of the 240 x 320 frame, rows from 6 and columns from 46 in tests; nothing is squashed."""
+    chosen = load_config(f"ucf101_{name}").model
+    held = _PREPROCESSING["hybrid"]
+    preprocessing = dataclasses.replace(held, mode=chosen.encoder_mode, resize=chosen.encoder_resize)
+    frame = np.random.default_rng(0).integers(0, 256, (240, 320, 3)).astype(np.uint8)
+    expected = frame[6:233, 46:273, ::-1].astype(np.float32) - np.array(held.mean, np.float32)
+    np.testing.assert_allclose(preprocessing(frame), expected.transpose(2, 0, 1), atol=1e-4)

@@ -147,7 +147,7 @@ def write_crf_clips(path: str | os.PathLike[str], clips: CrfSet) -> None:
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} must be a JSON object, got: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where} must be a JSON object, got {_short(record)}")

@@ -170,9 +170,9 @@ def _json_or_lines(text: str, path: Path) -> Any:
         if line.strip():
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{_CALLER}: {path} line {number} must be a JSON object, got: {error.msg}"
+                    f"{_CALLER}: {path} line {number} must be a JSON object, got: {error}"
                 ) from error
     return records
 

@@ -200,7 +200,7 @@ def clip_indices(num_frames: int, clip_length: int = 16, stride: int = 8) -> Ind
     """
     _check_positive("clip_indices", num_frames=num_frames, clip_length=clip_length, stride=stride)
     steps = np.arange(clip_length, dtype=np.int64)
-    if num_frames <= clip_length:
+    if num_frames < clip_length:
         return np.minimum(steps, num_frames - 1)[None]
     starts = np.minimum(np.arange(0, num_frames, stride, dtype=np.int64), num_frames - clip_length)
     return starts[:, None] + steps

@@ -293,14 +293,22 @@ class VideoDescriber(Pretrained):
             suppress_unk: Never say the unknown word.
             batch_size: Clips at a time. The result does not depend on it.
             **options: Passed on to ``CaptionDecoder.generate``. A length penalty counts the words of the
-                labels of ``encoder_decoder`` too: they are steps of the same LSTM.
+                labels of ``encoder_decoder`` too: they are steps of the same LSTM. Rules against repeated
+                words would forbid the very words of the labels, so that architecture refuses them.
 
         Returns:
             For each clip, its sentences, best first.
 
         Raises:
             ValueError: training mode, clips of another kind, or an option out of range.
+            NotImplementedError: ``no_repeat_ngram_size`` or ``repetition_penalty`` with ``encoder_decoder``.
         """
+        for name, off in (("no_repeat_ngram_size", 0), ("repetition_penalty", 1.0)):
+            if self.architecture == "encoder_decoder" and options.get(name, off) != off:
+                raise NotImplementedError(
+                    f"VideoDescriber.describe: {name} must be {off} with encoder_decoder, whose labels would "
+                    f"count as said, got {options[name]}"
+                )
         if self.training:
             raise ValueError(
                 "VideoDescriber.describe: the model must be in eval mode, got train mode; call .eval()"

@@ -311,6 +311,13 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             raise ValueError(
                 f"ActivityRecognizer.recognize: crops must be one of {', '.join(CROPS)}, got {crops!r}"
             )
+        for name, size in (
+            ("clip_length", clip_length),
+            ("clip_stride", clip_stride),
+            ("batch_size", batch_size),
+        ):
+            if size is not None:
+                _positive(name, size, "ActivityRecognizer.recognize")
         if not isinstance(video, Video):
             with open_video(video) as opened:
                 return self.recognize(
@@ -485,6 +492,6 @@ def _preprocessing(encoder: Any, stream: str, caffe_release: bool) -> Any:
     return held
 
 
-def _positive(name: str, value: object) -> None:
+def _positive(name: str, value: object, where: str = "ActivityRecognizer") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"ActivityRecognizer: {name} must be an integer >= 1, got {value!r}")
+        raise ValueError(f"{where}: {name} must be an integer >= 1, got {value!r}")
