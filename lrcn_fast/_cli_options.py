@@ -2,12 +2,14 @@
 
 import contextlib
 import enum
+import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "DeviceName", "Json", "check_device", "progress"]
+__all__ = ["Device", "DeviceName", "Json", "check_device", "check_nbest", "print_captions", "progress"]
 
 
 class DeviceName(str, enum.Enum):
@@ -27,6 +29,26 @@ def check_device(device: DeviceName) -> None:
 
     if device is DeviceName.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("--device must be cpu without an NVIDIA GPU, got cuda")
+
+
+def check_nbest(num_return_sequences: int, num_beams: int | None) -> None:
+    """Refuse more results than there are beams."""
+    if num_beams is not None and num_return_sequences > num_beams:
+        raise typer.BadParameter(f"--nbest must be at most --beam = {num_beams}, got {num_return_sequences}")
+
+
+def print_captions(
+    name: str, captions: Sequence[Any], as_json: bool, *, key: str = "image", plural: str = "captions"
+) -> None:
+    """Print what was said of one thing: a line each, with scores if several, or one JSON object."""
+    if as_json:
+        found = [
+            {"text": c.text, "score": c.score, "token_logprobs": list(c.token_logprobs)} for c in captions
+        ]
+        print(json.dumps({key: name, plural: found}), flush=True)
+        return
+    for c in captions:
+        print(f"{name}\t{c.text}" if len(captions) == 1 else f"{name}\t{c.score:.3f}\t{c.text}", flush=True)
 
 
 def progress(total: int, unit: str = "photos") -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lrcn_fast.decoding._checks import check_layout
 from lrcn_fast.nn import LSTM, LSTMCell
 
 __all__ = ["LSTM_KINDS", "LayerWeights", "Layout", "check_plain", "layer_modules"]
@@ -62,11 +63,17 @@ class Layout:
     static_size: int  # F; 0 without a static layer
 
     @staticmethod
-    def of(modules: Sequence[torch.nn.Module], embed_dim: int, static_layer: int | None) -> "Layout":
+    def of(
+        modules: Sequence[torch.nn.Module],
+        embed_dim: int,
+        static_layer: int | None,
+        image_first: bool,
+        feed_bos: bool,
+    ) -> "Layout":
         """Check that the modules, LSTMs or cells, are a stack of layers on top of an embedding.
 
         Raises:
-            ValueError: A module's sizes do not fit what is below.
+            ValueError: A module's sizes do not fit what is below, or options contradict each other.
             NotImplementedError: An LSTM with an option that decoding does not support.
         """
         places: list[tuple[int, str]] = []
@@ -82,11 +89,7 @@ class Layout:
                 dropout.append(0.0)
         if not places:
             raise ValueError("CaptionDecoder: layers must hold at least one LSTM layer, got none")
-        is_int = isinstance(static_layer, int) and not isinstance(static_layer, bool)
-        if static_layer is not None and not (is_int and 0 <= static_layer < len(places)):
-            raise ValueError(
-                f"CaptionDecoder: static_layer must be None or in 0..{len(places) - 1}, got {static_layer!r}"
-            )
+        check_layout("CaptionDecoder", len(places), static_layer, image_first, feed_bos)
         below, hidden, static_size = embed_dim, [], 0
         for layer, (index, suffix) in enumerate(places):
             rows, width = getattr(modules[index], f"weight_ih{suffix}").shape

@@ -1,9 +1,9 @@
 """What ``lrcn-fast describe`` does: sentences for clips of CRF outputs, or for videos."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from lrcn_fast._cli_options import print_captions
 from lrcn_fast._photos import Problems
 from lrcn_fast.data import read_crf_clips
 from lrcn_fast.models import VideoDescriber
@@ -42,17 +42,6 @@ def describe_inputs(
                 problems.add(error)
             else:
                 for clip, captions in zip(ids, found, strict=True):
-                    _print(clip, captions, as_json)
+                    print_captions(clip, captions, as_json, key="clip_id", plural="sentences")
             advance(1)
     problems.finish()
-
-
-def _print(clip: str, captions: Sequence[Any], as_json: bool) -> None:
-    if as_json:
-        sentences = [
-            {"text": c.text, "score": c.score, "token_logprobs": list(c.token_logprobs)} for c in captions
-        ]
-        print(json.dumps({"clip_id": clip, "sentences": sentences}), flush=True)
-        return
-    for c in captions:
-        print(f"{clip}\t{c.text}" if len(captions) == 1 else f"{clip}\t{c.score:.3f}\t{c.text}", flush=True)

@@ -21,7 +21,15 @@ try:
 except ImportError as error:
     raise ImportError("lrcn-fast needs typer and rich: pip install 'lrcn_fast[cli]'") from error
 
-from lrcn_fast._cli_options import Device, DeviceName, Json, check_device, progress
+from lrcn_fast._cli_options import (
+    Device,
+    DeviceName,
+    Json,
+    check_device,
+    check_nbest,
+    print_captions,
+    progress,
+)
 from lrcn_fast._cli_recognize import recognize
 
 if TYPE_CHECKING:
@@ -123,8 +131,7 @@ def caption(
     """Caption photos."""
     from lrcn_fast._photos import Problems, expand_inputs
 
-    if num_beams is not None and num_return_sequences > num_beams:
-        raise typer.BadParameter(f"--nbest must be at most --beam = {num_beams}, got {num_return_sequences}")
+    check_nbest(num_return_sequences, num_beams)
     problems = Problems("lrcn-fast caption")
     photos = expand_inputs(inputs, sys.stdin.buffer, problems)
     if not photos:
@@ -153,7 +160,7 @@ def caption(
                     max_new_tokens=max_new_tokens,
                 )
                 for name, captions in zip(names, found, strict=True):
-                    _print_captions(name, captions, as_json)
+                    print_captions(name, captions, as_json)
             advance(len(batch))
     problems.finish()
 
@@ -350,8 +357,7 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """Describe video clips in sentences."""
-    if num_beams is not None and num_return_sequences > num_beams:
-        raise typer.BadParameter(f"--nbest must be at most --beam = {num_beams}, got {num_return_sequences}")
+    check_nbest(num_return_sequences, num_beams)
     from lrcn_fast._describe import describe_inputs
     from lrcn_fast.models import VideoDescriber
 
@@ -445,19 +451,6 @@ def _load(model: str, device: DeviceName, dtype: DtypeName) -> "Captioner":
 
     check_device(device)
     return Captioner.from_pretrained(model, device=device.value).prepare(dtype.value)
-
-
-def _print_captions(name: str, captions: Sequence[Any], as_json: bool) -> None:
-    if as_json:
-        found = [
-            {"text": c.text, "score": c.score, "token_logprobs": list(c.token_logprobs)} for c in captions
-        ]
-        print(json.dumps({"image": name, "captions": found}), flush=True)
-    elif len(captions) == 1:
-        print(f"{name}\t{captions[0].text}", flush=True)
-    else:
-        for c in captions:
-            print(f"{name}\t{c.score:.3f}\t{c.text}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from lrcn_fast._decoder_layers import LSTM_KINDS, Layout, check_plain, layer_mod
 from lrcn_fast._decoder_pack import PackedDecoder
 from lrcn_fast._decoder_scoring import score_captions
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
-from lrcn_fast.decoding._checks import check_batch_size, check_layout, check_words
+from lrcn_fast.decoding._checks import check_batch_size, check_words
 from lrcn_fast.reference_decoder import search_eagerly
 
 __all__ = ["CaptionDecoder"]
@@ -87,7 +87,7 @@ class CaptionDecoder(PackedDecoder):
         self.layers = torch.nn.ModuleList(modules)
         self.embedding, self.projection = embedding, projection
         self._check_modules()
-        self._layout = Layout.of(modules, embedding.embedding_dim, static_layer)
+        self._layout = Layout.of(modules, embedding.embedding_dim, static_layer, image_first, feed_bos)
         self.static_layer, self.image_first, self.feed_bos = static_layer, image_first, feed_bos
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self._check_arguments()
@@ -114,9 +114,6 @@ class CaptionDecoder(PackedDecoder):
             raise NotImplementedError(
                 f"CaptionDecoder: embedding must have max_norm=None, got {self.embedding.max_norm}"
             )
-        check_layout(
-            "CaptionDecoder", len(self._layout.hidden), self.static_layer, self.image_first, self.feed_bos
-        )
         check_words("CaptionDecoder", V, self.bos_id, self.eos_id, self.pad_id)
 
     @property
