@@ -100,14 +100,16 @@ def retrieved() -> str:
     """Retrieval with the packaged model, and what scoring 1000 x 5000 pairs takes."""
     path, report = harness.newest("retrieval")
     s, q = report["speed"], report["quality"]
-    guess = "extrapolated from" if s["minutes_in_all_extrapolated"] else "for"
+    scored = s["photos_scored"]
+    how = "whole run" if scored == s["photos"] else f"extrapolated from {scored} photos"
     one_by_one = s["pairs_per_cpu_second"] / s["pairs_per_cpu_second_one_by_one"]
     note = (
         f"`{report['model']}` (LRCN_2f), {q['photos']} dev photos and {q['captions']} captions of Flickr8k "
-        f"small. Scoring {s['photos']} x {s['captions']} pairs takes at most {s['peak_rss_mb']:.0f} MB and "
-        f"{s['pairs_per_cpu_second']:.0f} pairs a second of one core ({guess} {s['photos_scored']} photos), "
-        f"{one_by_one:.1f} times as many as pair by pair; {report['environment']['cpu']}, "
-        f"{report['environment']['isa']} ([data](../benchmarks/results/{path.name}))."
+        f"small. Scoring {s['photos']} x {s['captions']} pairs takes {s['cpu_minutes_in_all']:.0f} minutes "
+        f"of one core's time and at most {s['peak_rss_mb']:.0f} MB of memory ({how}): "
+        f"{s['pairs_per_cpu_second']:.0f} pairs a second, {one_by_one:.1f} times as many as pair by pair; "
+        f"{report['environment']['cpu']}, {report['environment']['isa']} "
+        f"([data](../benchmarks/results/{path.name}))."
     )
     return f"{retrieval.markdown(report)}\n\n{note}\n"
 
