@@ -1,4 +1,4 @@
-"""The LSTM layers of a caption decoder, whatever modules hold them."""
+"""The recurrent layers of a caption decoder, whatever modules hold them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,16 +7,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lrcn_fast import ops, reference
 from lrcn_fast.decoding._checks import check_layout
 from lrcn_fast.nn import LSTM, LSTMCell
 
-__all__ = ["LSTM_KINDS", "LayerWeights", "Layout", "check_plain", "layer_modules"]
+__all__ = ["LAYER_KINDS", "LayerWeights", "Layout", "check_plain", "layer_modules"]
 
 LSTM_KINDS = (torch.nn.LSTM, torch.nn.LSTMCell, LSTM, LSTMCell)
+RNN_KINDS = (torch.nn.RNN, torch.nn.RNNCell)
+LAYER_KINDS = (*LSTM_KINDS, *RNN_KINDS)
 
 
 class LayerWeights(NamedTuple):
-    """One layer's parameters, gates i, f, g, o. I: what the layer below hands up, F: the static input."""
+    """One layer's parameters, gates i, f, g, o. I: what the layer below hands up, F: the static input.
+
+    A plain recurrent layer has H rows where an LSTM has 4H: all of "its gates" below is its one tanh.
+    """
 
     w_ih: Tensor  # [4H, I], or [4H, I + F] of the layer that sees the features at every step
     w_hh: Tensor  # [4H, H]
@@ -48,6 +54,38 @@ class LayerWeights(NamedTuple):
         """Both biases in one [4H]."""
         return None if self.b_ih is None or self.b_hh is None else self.b_ih + self.b_hh
 
+    @property
+    def is_lstm(self) -> bool:
+        """Whether this is an LSTM layer, not a plain recurrent one."""
+        return self.w_hh.shape[0] != self.w_hh.shape[1]
+
+    def run(
+        self,
+        xg: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        packed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The recurrence over some steps.
+
+        Args:
+            xg: The gates' input terms. [T, B, 4H].
+            state: h and c before the first step, zeros if None. [B, H] each.
+            lengths: Steps of each row; results past them are not to be read. [B].
+            packed: ``ops.lstm_pack`` of an LSTM's recurrent weight.
+
+        Returns:
+            h and c after every step [T, B, H]; a plain layer has no c, so its h stands there too.
+        """
+        # Under autocast the GEMMs before this return half precision, and the recurrence follows them.
+        w_hh = self.w_hh.to(xg.dtype)
+        h0, c0 = state or (xg.new_zeros(xg.shape[1], w_hh.shape[1]),) * 2
+        if self.is_lstm:
+            return ops.lstm(xg, w_hh, h0, c0, lengths=lengths, packed=packed)
+        h = reference.rnn(xg, w_hh, h0)
+        return h, h
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -59,6 +97,7 @@ class Layout:
     places: tuple[tuple[int, str], ...]  # per layer: index into the modules, suffix of the parameter names
     dropout: tuple[float, ...]  # per layer, on its output in training
     hidden: tuple[int, ...]
+    unit: str  # "lstm" or "rnn", of all layers
     static_layer: int | None
     static_size: int  # F; 0 without a static layer
 
@@ -70,11 +109,12 @@ class Layout:
         image_first: bool,
         feed_bos: bool,
     ) -> "Layout":
-        """Check that the modules, LSTMs or cells, are a stack of layers on top of an embedding.
+        """Check that the modules, layers or cells, are a stack on top of an embedding.
 
         Raises:
             ValueError: A module's sizes do not fit what is below, or options contradict each other.
-            NotImplementedError: An LSTM with an option that decoding does not support.
+            NotImplementedError: A layer with an option that decoding does not support, or layers of both
+                kinds.
         """
         places: list[tuple[int, str]] = []
         dropout: list[float] = []
@@ -88,7 +128,13 @@ class Layout:
                 places.append((index, ""))
                 dropout.append(0.0)
         if not places:
-            raise ValueError("CaptionDecoder: layers must hold at least one LSTM layer, got none")
+            raise ValueError("CaptionDecoder: layers must hold at least one recurrent layer, got none")
+        units = {"lstm" if isinstance(module, LSTM_KINDS) else "rnn" for module in modules}
+        if len(units) > 1:
+            raise NotImplementedError(
+                "CaptionDecoder: layers must be all LSTM or all plain recurrent layers, got both"
+            )
+        unit = units.pop()
         check_layout("CaptionDecoder", len(places), static_layer, image_first, feed_bos)
         below, hidden, static_size = embed_dim, [], 0
         for layer, (index, suffix) in enumerate(places):
@@ -106,9 +152,9 @@ class Layout:
                     f"CaptionDecoder: layer {layer} must take the {below} outputs of {source} as input, "
                     f"got {width}"
                 )
-            below = rows // 4
+            below = rows // 4 if unit == "lstm" else rows
             hidden.append(below)
-        return Layout(tuple(places), tuple(dropout), tuple(hidden), static_layer, static_size)
+        return Layout(tuple(places), tuple(dropout), tuple(hidden), unit, static_layer, static_size)
 
     def weights(self, modules: Sequence[torch.nn.Module]) -> Iterator[LayerWeights]:
         """The parameters as they are now, bottom up."""
@@ -135,7 +181,7 @@ def layer_modules(layers: Any) -> list[torch.nn.Module]:
     for index, module in enumerate(modules):
         if not isinstance(module, torch.nn.Module):
             raise ValueError(
-                f"CaptionDecoder: layers[{index}] must be an LSTM or LSTMCell module, got {module!r}"
+                f"CaptionDecoder: layers[{index}] must be an LSTM, RNN or cell module, got {module!r}"
             )
     return modules
 
@@ -173,6 +219,7 @@ def _check_supported(index: int, module: torch.nn.Module) -> None:
         ("proj_size", 0, "proj_size=0"),
         ("layer_norm", False, "layer_norm=False"),
         ("recurrent_dropout", 0.0, "recurrent_dropout=0"),
+        ("nonlinearity", "tanh", "nonlinearity='tanh'"),
     ):
         value = getattr(module, option, off)
         if value != off:

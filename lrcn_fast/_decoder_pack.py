@@ -32,7 +32,7 @@ class _Pack(NamedTuple):
 
 
 class PackedDecoder(torch.nn.Module):
-    """Embedding, LSTM layers and projection, and their pack."""
+    """Embedding, recurrent layers and projection, and their pack."""
 
     embedding: torch.nn.Embedding
     layers: torch.nn.ModuleList
@@ -81,10 +81,12 @@ class PackedDecoder(torch.nn.Module):
         """Whether decoding runs natively; an error if it does not and ``dtype`` needs it to."""
         weight = self.projection.weight
         devices = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
-        native = weight.device.type in devices and weight.dtype != torch.float64
+        lstm = self._layout.unit == "lstm"
+        native = lstm and weight.device.type in devices and weight.dtype != torch.float64
         if not native and dtype != "float32":
+            plain = "" if lstm else " with plain recurrent layers"
             raise NotImplementedError(
-                f"prepare: dtype must be float32 for a {weight.dtype} model on {weight.device}, "
+                f"prepare: dtype must be float32 for a {weight.dtype} model{plain} on {weight.device}, "
                 f"which decodes in eager PyTorch, got {dtype}"
             )
         if dtype == "int8" and weight.is_cuda:

@@ -105,7 +105,7 @@ class _Model:
         projection = decoder.projection.weight
         native = projection.device.type == "cpu" and projection.dtype == torch.float32
         # The packed layouts are 1.1 to 1.3 times as fast as the BLAS of torch at 1,024 rows of 512 (AVX2).
-        self.packed = {id(w): ops.lstm_pack(w.w_hh) if native else None for w in weights}
+        self.packed = {id(w): ops.lstm_pack(w.w_hh) if native and w.is_lstm else None for w in weights}
         self.projection = ops.linear_pack(projection) if native else None
 
     def word_gates(self, levels: Sequence[_Level]) -> list[Tensor]:
@@ -165,7 +165,7 @@ class _Model:
             if index:
                 gates = _gates(x, weights)
             h, c = (s.flatten(0, 1) for s in state[index])
-            new = ops.lstm(gates.flatten(0, 1)[None], weights.w_hh, h, c, packed=self.packed[id(weights)])
+            new = weights.run(gates.flatten(0, 1)[None], (h, c), packed=self.packed[id(weights)])
             h, c = (s.view(*gates.shape[:2], -1) for s in new)
             state[index], x = (h, c), h
         return x

@@ -1,4 +1,4 @@
-"""The word-by-word half of a captioner: embedding, LSTM layers, vocabulary projection, and search."""
+"""The word-by-word half of a captioner: embedding, recurrent layers, vocabulary projection, and search."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrcn_fast import ops, ops_decode
-from lrcn_fast._decoder_layers import LSTM_KINDS, Layout, check_plain, layer_modules
+from lrcn_fast import ops_decode
+from lrcn_fast._decoder_layers import LAYER_KINDS, Layout, check_plain, layer_modules
 from lrcn_fast._decoder_pack import PackedDecoder
 from lrcn_fast._decoder_scoring import score_captions
 from lrcn_fast.decoding import DecodeResult, GenerationConfig
@@ -22,7 +22,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class CaptionDecoder(PackedDecoder):
-    """An LSTM language model that describes an image, with fast search.
+    """A recurrent language model that describes an image, with fast search.
 
     One class for the whole family of Donahue et al. 2015 (arXiv:1411.4389, section 5) and its neighbours. The
     image reaches the model in one of three ways:
@@ -36,17 +36,18 @@ class CaptionDecoder(PackedDecoder):
     Shapes: B images, L words, V vocabulary, E embedding, H hidden, F features (F = E with ``image_first``).
 
     Decoding is native on the CPU and on CUDA, for float32, bfloat16 and float16 parameters (computed in
-    float32), and reads packed weights, see :meth:`prepare`. Models in float64 and on other devices decode by
-    the same rules in eager PyTorch (:func:`lrcn_fast.reference.generate`), and so does sampling on CUDA.
+    float32), and reads packed weights, see :meth:`prepare`. Models in float64, on other devices and with
+    plain recurrent layers (the paper's baseline) decode by the same rules in eager PyTorch
+    (:func:`lrcn_fast.reference.generate`), and so does sampling on CUDA.
 
-    For ``torch.compile`` use the LSTM modules of :mod:`lrcn_fast.nn`: Dynamo refuses torch.nn.LSTM
-    (``lrcn_fast.nn.replace_lstm(decoder)`` swaps them, parameters shared).
+    For ``torch.compile`` use the LSTM modules of :mod:`lrcn_fast.nn` or torch.nn.RNNCell: Dynamo refuses
+    torch.nn.LSTM (``lrcn_fast.nn.replace_lstm(decoder)`` swaps them, parameters shared) and torch.nn.RNN.
 
     Args:
         embedding: Word vectors. [V, E].
-        layers: Unidirectional LSTM or LSTMCell modules of torch.nn or lrcn_fast.nn, bottom up; those with
-            several layers count as that many. Their parameters are shared, and their ``batch_first`` does
-            not matter.
+        layers: Unidirectional LSTM or LSTMCell modules of torch.nn or lrcn_fast.nn, or RNN or RNNCell modules
+            of torch.nn (tanh), bottom up; those with several layers count as that many. Their parameters are
+            shared, and their ``batch_first`` does not matter.
         projection: Hidden state to logits. [V, H].
         static_layer: The layer that sees the features at every step.
         image_first: Whether the features are the input before the first word.
@@ -57,9 +58,10 @@ class CaptionDecoder(PackedDecoder):
 
     Raises:
         ValueError: Another kind of module, sizes that do not fit, or options that contradict each other.
-        NotImplementedError: Bidirectional or projected LSTM layers, layer normalisation, zoneout or recurrent
-            dropout; modules that compute more than their parameters say (a class with its own ``forward``,
-            forward hooks, ``torch.nn.utils.weight_norm`` of old, pruning), which decoding would not run.
+        NotImplementedError: Bidirectional or projected layers, layer normalisation, zoneout, recurrent
+            dropout or relu; LSTM beside plain layers; modules that compute more than their parameters say (a
+            class with its own ``forward``, forward hooks, ``torch.nn.utils.weight_norm`` of old, pruning),
+            which decoding would not run.
 
     Example:
         >>> from torch import nn
@@ -96,7 +98,7 @@ class CaptionDecoder(PackedDecoder):
         check_plain("embedding", self.embedding, "an Embedding", torch.nn.Embedding)
         check_plain("projection", self.projection, "a Linear", torch.nn.Linear)
         for index, module in enumerate(self.layers):
-            check_plain(f"layers[{index}]", module, "an LSTM or LSTMCell", *LSTM_KINDS)
+            check_plain(f"layers[{index}]", module, "an LSTM, RNN or cell", *LAYER_KINDS)
 
     def _check_arguments(self) -> None:
         V, H = self.projection.out_features, self._layout.hidden[-1]
@@ -160,17 +162,14 @@ class CaptionDecoder(PackedDecoder):
         if self.image_first:
             assert features is not None
             x = torch.cat([features.unsqueeze(0), x])
-        for weights, hidden, dropout in zip(
-            self._weights(), self._layout.hidden, self._layout.dropout, strict=True
-        ):
+        for weights, dropout in zip(self._weights(), self._layout.dropout, strict=True):
             if weights.w_static is None:
                 xg = F.linear(x, weights.w_x, weights.bias)
             else:
                 assert features is not None
                 # Once per image, not per step: the product does not depend on time.
                 xg = F.linear(x, weights.w_x) + F.linear(features, weights.w_static, weights.bias)
-            zeros = x.new_zeros(B, hidden)
-            x, _ = ops.lstm(xg, weights.w_hh, zeros, zeros)
+            x, _ = weights.run(xg)
             x = F.dropout(x, dropout, self.training)
         logits: Tensor = self.projection(x[-L:].transpose(0, 1))
         return logits

@@ -120,11 +120,14 @@ def export_captioner(
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        NotImplementedError: The encoder has no ``preprocessing``, or torch cannot express it in ONNX.
+        NotImplementedError: The encoder has no ``preprocessing``, or torch cannot express it in ONNX; a
+            captioner with plain recurrent layers, which the runtime has no kernels for.
         ValueError: `dtype` is not one of its choices.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"export_captioner: dtype must be float32 or bfloat16, got {dtype!r}")
+    if captioner.unit != "lstm":
+        raise NotImplementedError(f"export_captioner: unit must be 'lstm', got {captioner.unit!r}")
     encoder, decoder = captioner.encoder, captioner.decoder
     preprocessing = getattr(encoder, "preprocessing", None)
     if not isinstance(preprocessing, Preprocessing):

@@ -52,7 +52,7 @@ def search_eagerly(
         inputs.append(decoder.embedding(prefix.new_full((prefix.shape[0],), decoder.bos_id)))
     inputs += [decoder.embedding(words) for words in prefix.unbind(1)]
     for x in inputs:
-        h, state = model.lstm(x, state)
+        h, state = model.advance(x, state)
     return search(
         decoder.projection(h),
         state,
@@ -68,7 +68,8 @@ def search_eagerly(
 class _Stepper:
     """One word at a time through the layers.
 
-    State: h and c of each layer, then the gate term of the static input, if there is one.
+    State: h and c of each layer (its h twice where it is a plain layer), then the gate term of the static
+    input, if there is one.
     """
 
     def __init__(self, decoder: "CaptionDecoder") -> None:
@@ -86,7 +87,7 @@ class _Stepper:
                 static.append(F.linear(features, weights.w_static, bias))  # [B, 4H], once per image
         return (*state, *static)
 
-    def lstm(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """x: input of layer 0 [R, E] -> output of the last layer [R, H]."""
         new: list[Tensor] = []
         for layer, (weights, bias) in enumerate(self.layers):
@@ -95,13 +96,17 @@ class _Stepper:
                 gates = F.linear(x, weights.w_x, bias)
             else:
                 gates = torch.addmm(state[-1], x, weights.w_x.T)
-            i, f, g, o = torch.addmm(gates, h, weights.w_hh.T).chunk(4, dim=-1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            x = o.sigmoid() * c.tanh()
+            gates = torch.addmm(gates, h, weights.w_hh.T)
+            if weights.is_lstm:
+                i, f, g, o = gates.chunk(4, dim=-1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                x = o.sigmoid() * c.tanh()
+            else:
+                x = c = gates.tanh()
             new += [x, c]
         return x, (*new, *state[len(new) :])
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        h, state = self.lstm(self.decoder.embedding(tokens), state)
+        h, state = self.advance(self.decoder.embedding(tokens), state)
         logits: Tensor = self.decoder.projection(h)
         return logits, state

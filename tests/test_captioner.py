@@ -404,6 +404,7 @@ def test_a_failed_save_leaves_the_old_bundle(tmp_path, model, monkeypatch):
     ("options", "message"),
     [
         ({"variant": "4f"}, "Captioner: variant must be one of 1u, 2u, 2f, got '4f'"),
+        ({"unit": "gru"}, "Captioner: unit must be one of lstm, rnn, got 'gru'"),
         ({"feature_norm": "x"}, "feature_norm must be one of none, standardize, l2, got 'x'"),
         ({"feature_activation": "x"}, "feature_activation must be one of none, relu, tanh, got 'x'"),
         ({"embed_dim": 0}, "Captioner: embed_dim must be an integer >= 1, got 0"),

@@ -254,9 +254,9 @@ def test_prefix_is_returned_and_counted_but_not_scored():
 @pytest.mark.parametrize(
     ("layers", "options", "error", "message"),
     [
-        ([nn.GRU(E, H)], {}, ValueError, r"layers\[0\] must be an LSTM or LSTMCell module, got GRU"),
-        ([nn.Linear(E, H)], {}, ValueError, r"layers\[0\] must be an LSTM or LSTMCell module, got Linear"),
-        ([], {}, ValueError, "layers must hold at least one LSTM layer, got none"),
+        ([nn.GRU(E, H)], {}, ValueError, r"layers\[0\] must be an LSTM, RNN or cell module, got GRU"),
+        ([nn.Linear(E, H)], {}, ValueError, r"layers\[0\] must be an LSTM, RNN or cell module, got Linear"),
+        ([], {}, ValueError, "layers must hold at least one recurrent layer, got none"),
         ([lstm(E, bidirectional=True)], {}, NotImplementedError, "must have bidirectional=False"),
         ([lstm(E, proj_size=3)], {}, NotImplementedError, "must have proj_size=0, got proj_size=3"),
         ([lstm(E + 1)], {}, ValueError, "layer 0 must take the 6 outputs of the embedding .* got 7"),

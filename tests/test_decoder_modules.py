@@ -85,8 +85,8 @@ def test_parametrizations_are_followed():
     [
         ({"embedding": nn.Linear(V, E)}, "embedding must be an Embedding module, got Linear"),
         ({"projection": nn.Identity()}, "projection must be a Linear module, got Identity"),
-        ({"layers": 3}, r"layers\[0\] must be an LSTM or LSTMCell module, got 3"),
-        ({"layers": "x"}, r"layers\[0\] must be an LSTM or LSTMCell module, got 'x'"),
+        ({"layers": 3}, r"layers\[0\] must be an LSTM, RNN or cell module, got 3"),
+        ({"layers": "x"}, r"layers\[0\] must be an LSTM, RNN or cell module, got 'x'"),
         ({"static_layer": "0"}, r"static_layer must be None or in 0\.\.1, got '0'"),
         ({"static_layer": True}, r"static_layer must be None or in 0\.\.1, got True"),
         ({"eos_id": 1.5}, r"eos_id must be an integer, got 1\.5"),

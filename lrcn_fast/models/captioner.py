@@ -1,4 +1,4 @@
-"""The LRCN image captioner: a CNN, an embedding, one or two LSTM layers and a vocabulary projection.
+"""The LRCN image captioner: a CNN, an embedding, one or two recurrent layers and a vocabulary projection.
 
 Donahue et al., "Long-term Recurrent Convolutional Networks for Visual Recognition and
 Description", TPAMI 2017, section 5 and figure 4. With w the words and v the image features:
@@ -7,6 +7,10 @@ Description", TPAMI 2017, section 5 and figure 4. With w the words and v the ima
     2u   h_t = LSTM2(LSTM1(cat(embed(w_t-1), v)))                 image in the bottom layer
     2f   h_t = LSTM2(cat(LSTM1(embed(w_t-1)), v))                 "factored": image in the top layer
     p(w_t | w_<t, v) = softmax(W h_t + b)
+
+The paper's baseline (tables 5 and 6) has plain recurrent layers in the LSTMs' place, section 2 with g = tanh:
+
+    h_t = tanh(W_ih x_t + W_hh h_t-1 + b)
 
 Shapes: B images or captions, L words of the longest caption (<EOS> included), T time, E embedding,
 H hidden, F features after normalisation and projection, V vocabulary.
@@ -21,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrcn_fast import ops
 from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.decoder import CaptionDecoder
@@ -34,7 +37,9 @@ from lrcn_fast.nn import LSTM
 __all__ = ["Caption", "Captioner", "Generation"]
 
 VARIANTS = {"1u": (1, 0), "2u": (2, 0), "2f": (2, 1)}
-"""Variant -> (LSTM layers, the layer that sees the image)."""
+"""Variant -> (recurrent layers, the layer that sees the image)."""
+
+UNITS: dict[str, type[nn.Module]] = {"lstm": LSTM, "rnn": nn.RNN}
 
 
 @dataclass
@@ -43,17 +48,19 @@ class Dropout:
 
     features: float = 0.0
     embedding: float = 0.0
-    lstm: float = 0.0
+    lstm: float = 0.0  # between the recurrent layers, of either unit
     output: float = 0.0
 
 
 class Captioner(ConditionedFeatures, Pretrained):
-    """An LRCN captioner, trainable end to end and decoded natively.
+    """An LRCN captioner, trainable end to end and, unless ``unit`` is "rnn", decoded natively.
 
     Args:
         encoder: Name for ``create_encoder``, or a module with its interface.
         variant: "1u", "2u" or "2f" (see the head of this file).
         vocabulary: A ``Vocabulary``, or its words, most frequent first.
+        unit: "lstm", or "rnn" for plain recurrent layers (``torch.nn.RNN``, tanh), which are decoded by the
+            same rules in plain PyTorch.
         embed_dim: E.
         hidden_size: H of every layer.
         encoder_weights: "imagenet", None for random ones, or a path. Ignored for a module.
@@ -68,7 +75,7 @@ class Captioner(ConditionedFeatures, Pretrained):
         generation: How ``caption`` searches unless a call says otherwise.
 
     Raises:
-        ValueError: an unknown variant, norm or activation, a size below 1, or a search that cannot be.
+        ValueError: an unknown variant, unit, norm or activation, a size below 1, or a search that cannot be.
 
     Example:
         >>> model = Captioner.from_pretrained("flickr8k-small")
@@ -82,6 +89,7 @@ class Captioner(ConditionedFeatures, Pretrained):
         variant: str = "2f",
         vocabulary: "Vocabulary | Sequence[str] | None" = None,
         *,
+        unit: str = "lstm",
         embed_dim: int = 256,
         hidden_size: int = 384,
         encoder_weights: str | os.PathLike[str] | None = "imagenet",
@@ -96,6 +104,7 @@ class Captioner(ConditionedFeatures, Pretrained):
     ) -> None:
         super().__init__()
         _choose("variant", variant, tuple(VARIANTS))
+        _choose("unit", unit, tuple(UNITS))
         for name, value, low in (
             ("embed_dim", embed_dim, 1),
             ("hidden_size", hidden_size, 1),
@@ -116,7 +125,7 @@ class Captioner(ConditionedFeatures, Pretrained):
         if not isinstance(encoder, nn.Module):
             raise ValueError(f"Captioner: encoder must be a name or a module, got {encoder!r}")
         self.encoder = cast(Any, encoder)
-        self.variant = variant
+        self.variant, self.unit = variant, unit
         self.embed_dim = embed_dim
         self.hidden_size = hidden_size
         self.tie_weights = tie_weights
@@ -131,7 +140,7 @@ class Captioner(ConditionedFeatures, Pretrained):
         num_layers, static_layer = VARIANTS[variant]
         sizes = [embed_dim] + [hidden_size] * (num_layers - 1)
         layers = [
-            LSTM(n + (F_ if i == static_layer else 0), hidden_size, batch_first=True)
+            UNITS[unit](n + (F_ if i == static_layer else 0), hidden_size, batch_first=True)
             for i, n in enumerate(sizes)
         ]
         projection = nn.Linear(hidden_size, V)
@@ -174,7 +183,7 @@ class Captioner(ConditionedFeatures, Pretrained):
     def forward(self, features: Tensor | None, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Teacher-forced logits at the real positions only.
 
-        The image's share of the gates is computed once per caption, not once per word.
+        The image's share of the layer's input is computed once per caption, not once per word.
 
         Args:
             features: CNN features of each caption's image, or None for text without images, which then
@@ -197,21 +206,17 @@ class Captioner(ConditionedFeatures, Pretrained):
         bos = tokens.new_full((B, 1), self.vocabulary.bos_id)
         inputs = torch.cat([bos, tokens[:, :-1]], dim=1).t().reshape(-1)
         x = F.dropout(decoder.embedding(inputs[rows]), p.embedding, training)  # [sum(lengths), E]
-        last = len(decoder.layers) - 1
-        layers: Any = decoder.layers
+        layers = decoder._weights()
+        last = len(layers) - 1
         for i, layer in enumerate(layers):
-            w_ih, bias = layer.weight_ih_l0, layer.bias_ih_l0 + layer.bias_hh_l0
-            D = x.shape[-1]
-            if i == decoder.static_layer and static is not None:
+            if layer.w_static is not None and static is not None:
                 # A look-up in an embedding adds up its gradient in a fixed order, on GPUs too.
-                gates = F.embedding(captions, F.linear(static, w_ih[:, D:], bias)) + F.linear(x, w_ih[:, :D])
+                of_image = F.embedding(captions, F.linear(static, layer.w_static, layer.bias))
+                gates = of_image + F.linear(x, layer.w_x)
             else:
-                gates = F.linear(x, w_ih[:, :D], bias)
-            # Under autocast the GEMMs above return half precision and the recurrence follows them.
-            w_hh = layer.weight_hh_l0.to(gates.dtype)
-            zeros = gates.new_zeros(B, self.hidden_size)
-            gates = gates.new_zeros(L * B, 4 * self.hidden_size).index_copy(0, rows, gates)
-            h, _ = ops.lstm(gates.view(L, B, -1), w_hh, zeros, zeros, lengths=lengths.to(tokens.device))
+                gates = F.linear(x, layer.w_x, layer.bias)
+            gates = gates.new_zeros(L * B, gates.shape[1]).index_copy(0, rows, gates)
+            h, _ = layer.run(gates.view(L, B, gates.shape[1]), lengths=lengths.to(tokens.device))
             x = h.reshape(L * B, self.hidden_size).index_select(0, rows)
             x = F.dropout(x, p.output if i == last else p.lstm, training)
         logits = decoder.projection(x)
@@ -349,7 +354,11 @@ class Captioner(ConditionedFeatures, Pretrained):
         ).float()
 
     def prepare(self, dtype: Literal["float32", "bfloat16", "int8"] = "float32") -> "Captioner":
-        """Pack the decoder's weights for inference in ``dtype`` and switch to evaluation. Returns self."""
+        """Pack the decoder's weights for inference in ``dtype`` and switch to evaluation. Returns self.
+
+        Raises:
+            NotImplementedError: see ``CaptionDecoder.prepare``; ``unit="rnn"`` takes only float32.
+        """
         self.eval()
         self.decoder.prepare(dtype)
         return self
@@ -369,6 +378,7 @@ class Captioner(ConditionedFeatures, Pretrained):
         return {
             "encoder": self.encoder.config(),
             "variant": self.variant,
+            "unit": self.unit,
             "embed_dim": self.embed_dim,
             "hidden_size": self.hidden_size,
             "tie_weights": self.tie_weights,
@@ -387,7 +397,8 @@ class Captioner(ConditionedFeatures, Pretrained):
         """See ``Pretrained``."""
         search = self.generation
         facts = [
-            f"Decoder: embedding {self.embed_dim}, hidden {self.hidden_size}, {len(self.vocabulary)} words.",
+            f"Decoder: embedding {self.embed_dim}, {self.unit.upper()} layers of {self.hidden_size}, "
+            f"{len(self.vocabulary)} words.",
             f"Search unless told otherwise: beam {search.num_beams}, length penalty "
             f"{search.length_penalty:g}.",
         ]

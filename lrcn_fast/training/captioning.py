@@ -78,6 +78,7 @@ class CaptioningTask(Task):
         }
         sizes = {
             "variant": m.variant,
+            "unit": m.unit,
             "embed_dim": m.embed_dim,
             "hidden_size": m.hidden_size,
             "tie_weights": m.tie_weights,

@@ -31,6 +31,7 @@ class ModelConfig:
     freeze_batch_norm: bool | None = None
     """Keep the stored statistics while the CNN trains; null: yes, if it has weights."""
     variant: str = field(default="2f", metadata=choice("1u", "2u", "2f"))
+    unit: str = field(default="lstm", metadata=choice("lstm", "rnn"))
     embed_dim: int = field(default=256, metadata=least(1))
     hidden_size: int = field(default=384, metadata=least(1))
     tie_weights: bool = False
@@ -83,9 +84,9 @@ class DropoutConfig:
     features: float = field(default=0.0, metadata=least(0.0, below=1.0))
     embedding: float = field(default=0.0, metadata=least(0.0, below=1.0))
     lstm: float = field(default=0.0, metadata=least(0.0, below=1.0))
-    """On the output of every LSTM layer but the last."""
+    """On the output of every recurrent layer but the last."""
     output: float = field(default=0.0, metadata=least(0.0, below=1.0))
-    """On the output of the last LSTM layer."""
+    """On the output of the last recurrent layer."""
 
 
 @dataclass(kw_only=True)
