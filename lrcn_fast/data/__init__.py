@@ -37,6 +37,7 @@ _NAMES = {
     "clip_indices": "video",
     "open_video": "video",
     "sliding_indices": "video",
+    "read_video_captions": "video_captions",
     "VideoItem": "video_sets",
     "VideoSet": "video_sets",
     "read_ucf101": "video_sets",

@@ -16,7 +16,8 @@ class CaptionItem:
         id: name of the photo in metrics and result files: the data set's own id, else the file name.
         captions: what people wrote about it.
         split: "train", "val", "test" or whatever the data set calls its parts; "" where it has none.
-        image: file of the photo; None if the photos are not at hand.
+        image: file of the photo; None if the photos are not at hand. The video, from
+            :func:`~lrcn_fast.data.read_video_captions`.
     """
 
     id: str

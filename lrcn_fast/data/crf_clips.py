@@ -14,6 +14,7 @@ line per sentence::
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,17 +78,21 @@ class CrfSet(Sequence[CrfClip]):
     def __iter__(self) -> Iterator[CrfClip]:
         return iter(self.clips)
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """Clips per split, in order of first appearance."""
+        return dict(Counter(clip.split for clip in self.clips))
+
     def split(self, *names: str) -> "CrfSet":
         """Return the clips of the named splits.
 
         Raises:
             ValueError: no clip has one of these splits.
         """
-        known = {clip.split for clip in self.clips}
-        absent = [name for name in names if name not in known]
+        absent = [name for name in names if name not in self.splits]
         if absent:
             raise ValueError(
-                f"CrfSet.split: names must be among {sorted(known)} of {self.name}, got {absent[0]!r}"
+                f"CrfSet.split: names must be among {sorted(self.splits)} of {self.name}, got {absent[0]!r}"
             )
         return CrfSet(self.nodes, (clip for clip in self.clips if clip.split in names), self.name)
 

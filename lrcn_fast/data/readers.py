@@ -22,7 +22,7 @@ FORMATS = ("auto", "coco", "karpathy", "flickr", "msvd", "records", "mapping", "
 
 _CALLER = "read_captions"
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "image_name", "image_path", "path", "photo", "img",
-               "image_id", "id")  # fmt: skip
+               "video", "image_id", "video_id", "id")  # fmt: skip
 _CAPTION_KEYS = ("caption", "captions", "sentence", "sentences", "text", "texts", "comment", "comments",
                  "description", "descriptions", "raw")  # fmt: skip
 _SPLIT_KEYS = ("split", "set", "subset", "partition")
@@ -57,8 +57,8 @@ def read_captions(
     ``karpathy``  ``{"images": [{filename, split, sentences: [{raw}]}]}``
     ``flickr``    lines ``name.jpg#k<TAB>caption`` (Flickr8k, Flickr30k)
     ``msvd``      lines ``vid7<TAB>sentence`` (clips of MSVD / YouTube2Text; the clip is the "photo")
-    ``records``   JSON list, or one JSON object per line: an image, a split if known, and a caption, a list
-                  of them or ``caption_0``, ``caption_1``, ...
+    ``records``   JSON list, or one JSON object per line: an image (or "video"), a split if known, and a
+                  caption, a list of them or ``caption_0``, ``caption_1``, ...
     ``mapping``   JSON ``{image name or id: [captions]}``
     ``csv``       columns as in ``records``; comma, tab, semicolon or bar; without a header: image, caption
     ============  ==========================================================================================

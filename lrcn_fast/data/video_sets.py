@@ -397,6 +397,44 @@ def _wrong(caller: str, path: Path, number: int, expected: str, line: str) -> Va
     return ValueError(f"{caller}: {path} line {number} must be {expected}, got {short!r}")
 
 
+def find_videos(folder: PathLike, names: Iterable[Path], caller: str) -> list[Path | None]:
+    """Find the videos, or folders of frames, that a list names.
+
+    As written; with or without a suffix; in other case, or all in one folder, not more than two deep.
+
+    Args:
+        folder: Where they are.
+        names: Relative to it.
+        caller: For the message.
+
+    Returns:
+        Their paths; None for one that is not there.
+
+    Raises:
+        FileNotFoundError: No such folder.
+    """
+    root = _folder(folder, caller)
+    by_name: dict[str, Path] = {}
+    found: list[Path | None] = []
+    for name in names:
+        path = root / name
+        written = (path, *(path.with_name(path.name + suffix) for suffix in VIDEO_SUFFIXES))
+        path = next((p for p in written if p.exists()), path)
+        if not path.exists():
+            if not by_name:
+                for place, folders, files in os.walk(root):
+                    inside = Path(place).relative_to(root)
+                    for entry in (*folders, *(f for f in files if Path(f).suffix.lower() in VIDEO_SUFFIXES)):
+                        by_name.setdefault(_id(inside / entry).lower(), inside / entry)
+                        by_name.setdefault(_id(Path(entry)).lower(), inside / entry)
+                    if len(inside.parts) >= 1:
+                        folders.clear()  # not into folders of frames
+            key = _id(name).lower()
+            path = root / by_name.get(key, by_name.get(PurePosixPath(key).name, name))
+        found.append(path if path.exists() else None)
+    return found
+
+
 def _located(
     items: list[VideoItem],
     classes: Sequence[str],
@@ -405,36 +443,15 @@ def _located(
     caller: str,
     name: str,
 ) -> VideoSet:
-    """Replace the paths of a list by those on the disk.
-
-    As written; with or without a suffix; in other case, or all in one folder, not more than two deep.
-    """
+    """Replace the paths of a list by those on the disk."""
     if missing not in ("error", "drop"):
         raise ValueError(f'{caller}: missing must be "error" or "drop", got {missing!r}')
     if videos is None:
         return VideoSet(items, classes, name)
-    root = _folder(videos, caller)
-    by_name: dict[str, Path] = {}
-    found, absent = [], []
-    for item in items:
-        path = root / item.path
-        written = (path, *(path.with_name(path.name + suffix) for suffix in VIDEO_SUFFIXES))
-        path = next((p for p in written if p.exists()), path)
-        if not path.exists():
-            if not by_name:
-                for folder, folders, files in os.walk(root):
-                    inside = Path(folder).relative_to(root)
-                    for entry in (*folders, *(f for f in files if Path(f).suffix.lower() in VIDEO_SUFFIXES)):
-                        by_name.setdefault(_id(inside / entry).lower(), inside / entry)
-                        by_name.setdefault(_id(Path(entry)).lower(), inside / entry)
-                    if len(inside.parts) >= 1:
-                        folders.clear()  # not into folders of frames
-            key = item.id.lower()
-            path = root / by_name.get(key, by_name.get(PurePosixPath(key).name, item.path))
-        if path.exists():
-            found.append(replace(item, path=path))
-        else:
-            absent.append(item)
+    paths = find_videos(videos, [item.path for item in items], caller)
+    found = [replace(item, path=path) for item, path in zip(items, paths, strict=True) if path is not None]
+    absent = [item for item, path in zip(items, paths, strict=True) if path is None]
+    root = Path(videos)
     if absent:
         message = f"{caller}: {root} must hold the videos of {name}, got no {absent[0].path}"
         message += f" and no {len(absent) - 1} others" if len(absent) > 1 else ""

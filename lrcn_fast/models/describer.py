@@ -33,6 +33,7 @@ from lrcn_fast.data import CrfClip, Vocabulary, open_video, uniform_indices
 from lrcn_fast.decoder import CaptionDecoder
 from lrcn_fast.decoding import GenerationConfig
 from lrcn_fast.models.bundle import Pretrained
+from lrcn_fast.models.conditioning import ConditionedFeatures
 from lrcn_fast.models.encoders import Encoder, create_encoder
 from lrcn_fast.nn import LSTM
 
@@ -42,7 +43,7 @@ CRF = ("encoder_decoder", "decoder_max", "decoder_prob")
 FRAMES = ("mean_pool", "frame_lstm")
 
 
-class VideoDescriber(Pretrained):
+class VideoDescriber(ConditionedFeatures, Pretrained):
     """Describes video clips in sentences; see the head of this file for the architectures.
 
     What a clip is depends on the architecture: a ``CrfClip``, or for ``mean_pool`` and ``frame_lstm`` CNN
@@ -56,6 +57,10 @@ class VideoDescriber(Pretrained):
         encoder: Name for ``create_encoder``, or a module with its interface; with the other two.
         encoder_weights: "imagenet", None for random ones, or a path. Ignored for a module.
         num_frames: Frames of a video, spread evenly, that are encoded.
+        feature_norm: Of the CNN's features, as is what follows. "none"; "standardize": subtract the mean and
+            divide by the deviation set by ``set_feature_statistics``; "l2": unit length.
+        feature_projection: Size of a learned linear map on them; 0: none.
+        feature_activation: "none", "relu" or "tanh", after the projection.
         embed_dim: E.
         hidden_size: H.
         dropout: Probability in training, between the layers and on v.
@@ -73,6 +78,7 @@ class VideoDescriber(Pretrained):
 
     bundle_noun = "a video describer"
     encoder: Any
+    stream_kind = "rgb"
 
     def __init__(
         self,
@@ -83,6 +89,9 @@ class VideoDescriber(Pretrained):
         encoder: str | nn.Module | None = None,
         encoder_weights: str | None = "imagenet",
         num_frames: int = 16,
+        feature_norm: str = "none",
+        feature_projection: int = 0,
+        feature_activation: str = "none",
         embed_dim: int = 256,
         hidden_size: int = 256,
         dropout: float = 0.0,
@@ -136,7 +145,8 @@ class VideoDescriber(Pretrained):
                     f"'encoder_decoder', got none for {', '.join(missing[:5])}"
                 )
         elif self.encoder is not None:
-            F_ = int(self.encoder.feature_dim)
+            self.set_up_features(feature_norm, feature_projection, feature_activation)
+            F_ = self.feature_dim
         if architecture == "frame_lstm":
             self.frames = LSTM(F_, hidden_size, batch_first=True)
             F_ = hidden_size
@@ -177,13 +187,18 @@ class VideoDescriber(Pretrained):
         """Where the parameters are."""
         return self.decoder.projection.weight.device
 
+    @property
+    def preprocessing(self) -> Any:
+        """From a frame to the CNN's image; with ``mean_pool`` and ``frame_lstm`` only."""
+        return self.encoder.preprocessing
+
     # ---- what the decoder sees of a clip ------------------------------------------------------
 
-    def condition(self, clips: Sequence[Any]) -> Tensor:
+    def context(self, clips: Sequence[Any]) -> Tensor:
         """What the decoder sees of each clip at every step; not for ``encoder_decoder``. Returns v [B, F]."""
         if self.architecture in CRF:
             return torch.tensor([self._vector(clip) for clip in clips], device=self.device)
-        frames = [self.features(clip) for clip in clips]
+        frames = [self.condition(self.features(clip)) for clip in clips]
         if self.frames is None:
             return torch.stack([x.mean(0) for x in frames])
         lengths = torch.tensor([len(x) for x in frames], device=self.device)
@@ -242,7 +257,7 @@ class VideoDescriber(Pretrained):
         """
         tokens = tokens.to(self.device)
         if self.architecture != "encoder_decoder":
-            v = F.dropout(self.condition(clips), self.dropout, self.training)
+            v = F.dropout(self.context(clips), self.dropout, self.training)
             logits = self.decoder(tokens, v)
             starts = [0] * len(clips)
         else:
@@ -337,7 +352,7 @@ class VideoDescriber(Pretrained):
         if self.architecture != "encoder_decoder":
             for i in range(0, len(clips), size):
                 batch = list(clips[i : i + size])
-                yield (self.condition(batch), {}, 0), range(i, i + len(batch))
+                yield (self.context(batch), {}, 0), range(i, i + len(batch))
             return
         heads = [self.label_words(clip) for clip in clips]
         by_length: dict[int, list[int]] = {}
@@ -367,7 +382,12 @@ class VideoDescriber(Pretrained):
         }
         if self.encoder is None:
             return {**sizes, "nodes": {node: list(labels) for node, labels in self.nodes.items()}}
-        return {"encoder": self.encoder.config(), **sizes, "num_frames": self.num_frames}
+        return {
+            "encoder": self.encoder.config(),
+            **sizes,
+            "num_frames": self.num_frames,
+            **self.feature_config(),
+        }
 
     def settings(self) -> dict[str, Any]:
         """How to search."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,22 @@ from lrcn_fast.data import FeatureCache, Video, VideoItem, flow_video, open_vide
 from lrcn_fast.models.clip_views import View, clip_frames
 from lrcn_fast.models.recognizer import ActivityRecognizer
 
-__all__ = ["Clip", "ClipStream", "VideoFeatures", "VideoReader"]
+__all__ = ["Clip", "ClipStream", "FrameModel", "VideoFeatures", "VideoReader"]
+
+
+class FrameModel(Protocol):
+    """What is asked of a model whose CNN sees the frames of videos."""
+
+    encoder: Any
+    stream_kind: str
+
+    @property
+    def preprocessing(self) -> Any:
+        """From a frame to the CNN's image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +145,7 @@ class VideoReader:
         keys: What identifies the content of each.
     """
 
-    def __init__(
-        self, model: ActivityRecognizer, items: Sequence[VideoItem], folder: Path, flow_method: str
-    ) -> None:
+    def __init__(self, model: FrameModel, items: Sequence[VideoItem], folder: Path, flow_method: str) -> None:
         self._model, self._items = model, items
         self._folder, self._flow_method = folder, flow_method
         self.lengths: list[int] = []
@@ -183,7 +197,7 @@ class VideoFeatures:
 
     def __init__(
         self,
-        model: ActivityRecognizer,
+        model: FrameModel,
         reader: VideoReader,
         numbers: Sequence[npt.NDArray[np.int64]],
         cache: Path,
@@ -211,7 +225,7 @@ class VideoFeatures:
     @staticmethod
     @torch.no_grad()
     def _compute(
-        model: ActivityRecognizer,
+        model: FrameModel,
         video: Video,
         key: bytes,
         numbers: npt.NDArray[np.int64],

@@ -20,6 +20,7 @@ from lrcn_fast.evaluation.recognition import recognition_metrics
 from lrcn_fast.models.recognizer import ActivityRecognizer, Recognition, RecognizerDropout
 from lrcn_fast.training.clips import ClipStream, VideoFeatures, VideoReader
 from lrcn_fast.training.config import TrainConfig
+from lrcn_fast.training.encoders import cut_frames
 from lrcn_fast.training.recognition_config import RecognitionConfig, RecognitionPhase, VideoConfig
 from lrcn_fast.training.tasks import Batches, Context, Stage, Task
 
@@ -83,15 +84,7 @@ class RecognitionTask(Task):
             },
         )  # fmt: skip
         encoder = model.encoder
-        size = encoder.preprocessing.size
-        changes: dict[str, Any] = {}
-        if m.encoder_mode != "own":
-            changes["mode"] = m.encoder_mode
-        if m.encoder_resize is not None:
-            changes["resize"] = m.encoder_resize
-            if m.encoder_resize < size:
-                raise ValueError(f"train: model.encoder_resize must be >= {size}, got {m.encoder_resize}")
-        encoder.preprocessing = dataclasses.replace(encoder.preprocessing, **changes)
+        cut_frames(encoder, m.encoder_mode, m.encoder_resize)
         if m.init_from is not None:
             first = ActivityRecognizer.from_pretrained(m.init_from).encoder
             if first.name != encoder.name:
