@@ -3,13 +3,27 @@
 import contextlib
 import enum
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "DeviceName", "Json", "check_device", "check_nbest", "print_captions", "progress"]
+__all__ = [
+    "Beams",
+    "Device",
+    "DeviceName",
+    "Dtype",
+    "DtypeName",
+    "Json",
+    "LengthPenalty",
+    "NewTokens",
+    "check_device",
+    "check_nbest",
+    "print_captions",
+    "progress",
+]
 
 
 class DeviceName(str, enum.Enum):
@@ -19,8 +33,43 @@ class DeviceName(str, enum.Enum):
     CUDA = "cuda"
 
 
+class DtypeName(str, enum.Enum):
+    """How the decoder's weights are held."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"must be a finite number, got {value}")
+    return value
+
+
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to run.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
+
+
+Beams = Annotated[
+    int | None,
+    typer.Option(
+        "--num-beams", "--beam", min=1, max=1024, help="Beam width; 1 is greedy. Default: the model's."
+    ),
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--length-penalty", callback=_finite, help="Above 0 favours long captions. Default: the model's."
+    ),
+]
+NewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", min=1, help="Longest caption, end marker included. Default: the model's."
+    ),
+]
+Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Weights of the decoder.")]
 
 
 def check_device(device: DeviceName) -> None:

@@ -1,14 +1,26 @@
 """What ``lrcn-fast describe`` does: sentences for clips of CRF outputs, or for videos."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from lrcn_fast._cli_options import print_captions
 from lrcn_fast._photos import Problems
-from lrcn_fast.data import read_crf_clips
+from lrcn_fast.data import CrfSet, read_crf_clips
 from lrcn_fast.models import VideoDescriber
 
-__all__ = ["describe_inputs"]
+__all__ = ["crf_clips", "describe_inputs"]
+
+
+def crf_clips(model: VideoDescriber, path: str | os.PathLike[str]) -> CrfSet:
+    """Read clips of CRF outputs that have the nodes and labels of a model; a ValueError if others."""
+    clips = read_crf_clips(path)
+    if clips.nodes != model.nodes:
+        raise ValueError(
+            f"{path}: crf must have the nodes and labels of the model ({', '.join(model.nodes)}), "
+            f"got {', '.join(clips.nodes)}"
+        )
+    return clips
 
 
 def describe_inputs(
@@ -28,12 +40,7 @@ def describe_inputs(
         for name in inputs:
             try:
                 if model.nodes:
-                    clips: Any = read_crf_clips(name)
-                    if clips.nodes != model.nodes:
-                        raise ValueError(
-                            f"{name}: crf must have the nodes and labels of the model "
-                            f"({', '.join(model.nodes)}), got {', '.join(clips.nodes)}"
-                        )
+                    clips: Any = crf_clips(model, name)
                     ids = [clip.id for clip in clips]
                 else:
                     clips, ids = [model.features(name)], [name]

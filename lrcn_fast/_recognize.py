@@ -31,7 +31,7 @@ from lrcn_fast.data.video import (
 if TYPE_CHECKING:
     from lrcn_fast.models import ActivityRecognizer
 
-__all__ = ["Outputs", "Streams", "expand_videos", "recognize_files", "recognize_stream"]
+__all__ = ["Outputs", "Streams", "expand_videos", "recognize_files", "recognize_stream", "recognize_video"]
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -154,7 +154,7 @@ def recognize_files(
     for name in videos:
         try:
             with open_video(name) as video:
-                probabilities, frames = _recognize(video, streams)
+                probabilities, frames = recognize_video(video, streams)
                 _print_result(name, len(video), probabilities, streams, outputs)
                 _draw_file(video, frames, streams, outputs)
         except (ValueError, OSError) as error:
@@ -162,7 +162,7 @@ def recognize_files(
         advance(1)
 
 
-def _recognize(video: Video, streams: Streams) -> tuple[Probabilities, Probabilities]:
+def recognize_video(video: Video, streams: Streams) -> tuple[Probabilities, Probabilities]:
     """Return the probabilities of a video [C], and of each of its frames [N, C]."""
     found = None if streams.rgb is None else streams.rgb.recognize(video, crops=streams.crops)
     if streams.flow is None:

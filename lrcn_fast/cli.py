@@ -10,7 +10,6 @@ Heavy imports (torch, models) happen inside the commands, so that ``--help`` ans
 import enum
 import io
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +20,16 @@ try:
 except ImportError as error:
     raise ImportError("lrcn-fast needs typer and rich: pip install 'lrcn_fast[cli]'") from error
 
+from lrcn_fast._cli_eval import evaluate
 from lrcn_fast._cli_options import (
+    Beams,
     Device,
     DeviceName,
+    Dtype,
+    DtypeName,
     Json,
+    LengthPenalty,
+    NewTokens,
     check_device,
     check_nbest,
     print_captions,
@@ -63,44 +68,11 @@ class StreamName(str, enum.Enum):
     FLOW = "flow"
 
 
-class DtypeName(str, enum.Enum):
-    """How the decoder's weights are held."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
-
-
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"must be a finite number, got {value}")
-    return value
-
-
 Model = Annotated[str, typer.Option("--model", help="Folder, packaged model or hub id.")]
-Beams = Annotated[
-    int | None,
-    typer.Option(
-        "--num-beams", "--beam", min=1, max=1024, help="Beam width; 1 is greedy. Default: the model's."
-    ),
-]
-LengthPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--length-penalty", callback=_finite, help="Above 0 favours long captions. Default: the model's."
-    ),
-]
 NBest = Annotated[
     int,
     typer.Option("--num-return-sequences", "--nbest", min=1, max=1024, help="Captions per photo."),
 ]
-NewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens", min=1, help="Longest caption, end marker included. Default: the model's."
-    ),
-]
-Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Weights of the decoder.")]
 
 
 @app.callback()
@@ -202,90 +174,7 @@ def train(
             print(f"{name}\t{value:.4f}")
 
 
-@app.command("eval")
-def evaluate(
-    references: Annotated[
-        Path, typer.Option("--references", help="Captions people wrote: COCO, Karpathy, Flickr, CSV, JSON.")
-    ],
-    candidates: Annotated[
-        Path | None,
-        typer.Option(
-            "--candidates", help='{"id": "caption"}, COCO results, or lines of lrcn-fast caption --json.'
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Caption the photos with this model instead.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the photos, for --model.")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Part of the references to use.")] = None,
-    extra: Annotated[
-        list[str] | None, typer.Option("--metric", help="meteor, spice: more metrics (eval extra, Java).")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the candidates of --model as JSON.")
-    ] = None,
-    num_beams: Beams = None,
-    length_penalty: LengthPenalty = None,
-    max_new_tokens: NewTokens = None,
-    device: Device = DeviceName.CPU,
-    dtype: Dtype = DtypeName.FLOAT32,
-    as_json: Json = False,
-) -> None:
-    """Score captions: BLEU-1..4, ROUGE-L, CIDEr-D, and on request METEOR and SPICE."""
-    if (candidates is None) == (model is None):
-        raise typer.BadParameter("give exactly one of --candidates and --model")
-    from lrcn_fast._photos import Problems, read_candidates
-    from lrcn_fast.data import read_captions
-    from lrcn_fast.evaluation import CaptionScorer
-
-    for metric in extra or ():
-        if metric not in ("meteor", "spice"):
-            raise typer.BadParameter(f"--metric must be meteor or spice, got {metric!r}")
-    # Given candidates need no photos: a photo that lies beside the references must not change their number.
-    missing = "keep" if candidates is not None else "drop"
-    people = read_captions(references, images=images, missing=missing)
-    if split is not None:
-        if split not in people.splits:
-            raise typer.BadParameter(f"--split must be one of {', '.join(people.splits)}, got {split!r}")
-        people = people.split(split)
-    problems = Problems("lrcn-fast eval")
-    if candidates is not None:
-        found = read_candidates(candidates, [item.id for item in people])
-    else:
-        captioner = _load(str(model), device, dtype)
-        found = {}
-        with progress(len(people)) as advance:
-            for item in people:
-                advance(1)
-                if item.image is None:
-                    problems.add(f"{item.id}: its photo must be in the folder of --images, got no file")
-                    continue
-                try:
-                    captions = captioner.caption(
-                        [item.image],
-                        num_beams=num_beams,
-                        length_penalty=length_penalty,
-                        max_new_tokens=max_new_tokens,
-                    )[0]
-                except (ValueError, OSError) as error:
-                    problems.add(error)
-                    continue
-                found[item.id] = captions[0].text if captions else ""
-        people = people.filter(lambda item: item.id in found)
-        if out is not None:
-            from lrcn_fast._files import write_json
-
-            write_json(out, found)
-    if found:
-        scores = CaptionScorer(people.references()).score(found, extra=extra or ())
-        if as_json:
-            print(json.dumps({"photos": len(found), **scores}))
-        else:
-            for name, value in {"photos": len(found), **scores}.items():
-                print(f"{name}\t{value:.4f}" if isinstance(value, float) else f"{name}\t{value}")
-    problems.finish()
+app.command("eval")(evaluate)
 
 
 @app.command()

@@ -15,6 +15,7 @@ _NAMES = {
     "Generation": "lrcn_fast.models.captioner",
     "Encoder": "lrcn_fast.models.encoders",
     "create_encoder": "lrcn_fast.models.encoders",
+    "load_pretrained": "lrcn_fast.models.auto",
     "VideoDescriber": "lrcn_fast.models.describer",
     "Preprocessing": "lrcn_fast.models.preprocess",
     "load_image": "lrcn_fast.models.preprocess",

@@ -18,7 +18,7 @@ from lrcn_fast._files import read_json, staged_folder
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.models._weights import load_weights, read_state_dict, write_state_dict
 
-__all__ = ["Pretrained", "load_bundle", "packaged_models", "save_bundle"]
+__all__ = ["Pretrained", "find_bundle", "load_bundle", "packaged_models", "save_bundle"]
 
 FORMAT = 1
 STORAGE = ("float32", "bfloat16", "int8")
@@ -166,7 +166,7 @@ def load_bundle(
         ConnectionError: the hub cannot be reached and the model is not in its cache.
         ValueError: a file that is truncated, foreign or of another format; the message names it.
     """
-    folder = _find(name, revision)
+    folder = find_bundle(name, revision)
     path = folder / "config.json"
     config = read_json(path, caller="from_pretrained", what=f"the configuration of {cls.bundle_noun}")
     if not isinstance(config, dict) or config.get("kind") != cls.bundle_kind():
@@ -221,7 +221,8 @@ def _restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return values
 
 
-def _find(name: str | os.PathLike[str], revision: str | None) -> Path:
+def find_bundle(name: str | os.PathLike[str], revision: str | None) -> Path:
+    """Find the folder of a bundle: one that is there, a packaged one, or one from the hub."""
     folder = Path(name)
     if folder.is_dir():
         return folder

@@ -1,0 +1,187 @@
+"""The options of ``lrcn-fast eval``; what it does is in ``_evaluate.py``."""
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrcn_fast._cli_options import (
+    Beams,
+    Device,
+    DeviceName,
+    Dtype,
+    DtypeName,
+    Json,
+    LengthPenalty,
+    NewTokens,
+    check_device,
+    progress,
+)
+
+__all__ = ["evaluate"]
+
+
+class CropsName(str, enum.Enum):
+    """Which parts of a frame are seen."""
+
+    CENTRE = "centre"
+    MIRROR = "mirror"
+    TEN = "ten"
+
+
+class FormatName(str, enum.Enum):
+    """How labelled videos are laid out."""
+
+    FOLDERS = "folders"
+    LIST = "list"
+    UCF101 = "ucf101"
+    UT_INTERACTION = "ut_interaction"
+
+
+MODEL = ("--images", "--out")
+SEARCH = (*MODEL, "--num-beams", "--length-penalty", "--max-new-tokens", "--metric")
+VIDEOS = ("--format", "--list", "--group", "--crops", "--flow-model", "--flow-weight", "--cache")
+APPLIES = {
+    "captions": ("--candidates", "--images", "--metric"),
+    "a captioner": SEARCH,
+    "--retrieval": (*MODEL, "--retrieval", "--end-marker"),
+    "a video describer": SEARCH,
+    "an activity recognizer": (*MODEL, *VIDEOS),
+}
+"""Options that not everything has, by what is scored."""
+
+
+def evaluate(
+    references: Annotated[
+        Path,
+        typer.Option(
+            "--references",
+            help="Captions people wrote (COCO, Karpathy, Flickr, CSV, JSON); CRF clips or videos with their "
+            "sentences; for a recogniser labelled videos: a folder per class, a list, UCF101's lists.",
+        ),
+    ],
+    candidates: Annotated[
+        Path | None,
+        typer.Option(
+            "--candidates", help='{"id": "caption"}, COCO results, or lines of lrcn-fast caption --json.'
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Score this captioner, recogniser or video describer instead."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", "--videos", help="Folder of the photos or videos, for --model.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Part of the references to use.")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option("--metric", help="meteor, spice: more metrics (eval extra, Java).")
+    ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option("--retrieval", help="A captioner's recall at 1, 5, 10 and median rank, both ways."),
+    ] = False,
+    end_marker: Annotated[
+        bool,
+        typer.Option(
+            "--end-marker", help="--retrieval scores the end of the sentence too, unlike the release."
+        ),
+    ] = False,
+    format: Annotated[
+        FormatName | None, typer.Option("--format", help="Of labelled videos. Default: as they look.")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--list", min=1, max=3, help="Which of UCF101's lists. Default: 1.")
+    ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option("--group", help="Only labelled videos of this group: UT-Interaction's sequences."),
+    ] = None,
+    crops: Annotated[
+        CropsName | None,
+        typer.Option("--crops", help="mirror: the centre and its mirror image; ten: corners too."),
+    ] = None,
+    flow_model: Annotated[
+        str | None, typer.Option("--flow-model", help="A second recogniser, that reads optical flow.")
+    ] = None,
+    flow_weight: Annotated[
+        float | None, typer.Option("--flow-weight", min=0, max=1, help="Its share. Default: 0.5.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps optical flow.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write what --model said of each item, as JSON.")
+    ] = None,
+    num_beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    max_new_tokens: NewTokens = None,
+    device: Device = DeviceName.CPU,
+    dtype: Dtype = DtypeName.FLOAT32,
+    as_json: Json = False,
+) -> None:
+    """Score captions, or a model by what it is.
+
+    Captions, captioners, video describers: BLEU-1..4, ROUGE-L, CIDEr-D; on request METEOR and SPICE.
+    Captioners with --retrieval: recall and median rank. Recognisers: accuracy, per class, confusion.
+    """
+    if (candidates is None) == (model is None):
+        raise typer.BadParameter("give exactly one of --candidates and --model")
+    for metric in extra or ():
+        if metric not in ("meteor", "spice"):
+            raise typer.BadParameter(f"--metric must be meteor or spice, got {metric!r}")
+    given = {
+        "--candidates": candidates, "--images": images, "--metric": extra, "--retrieval": retrieval,
+        "--end-marker": end_marker, "--format": format, "--list": number, "--group": groups, "--crops": crops,
+        "--flow-model": flow_model, "--flow-weight": flow_weight, "--cache": cache, "--out": out,
+        "--num-beams": num_beams, "--length-penalty": length_penalty, "--max-new-tokens": max_new_tokens,
+    }  # fmt: skip
+    from lrcn_fast import _evaluate
+
+    report = _evaluate.Report("lrcn-fast eval", as_json, out, progress)
+    if candidates is not None:
+        _check("captions", given)
+        _evaluate.candidates(report, references, candidates, split, images, extra or ())
+        return
+    from lrcn_fast.models import ActivityRecognizer, Captioner, VideoDescriber, load_pretrained
+
+    check_device(device)
+    loaded = load_pretrained(str(model), device=device.value)
+    ranks = retrieval and isinstance(loaded, Captioner)
+    _check("--retrieval" if ranks else loaded.bundle_noun, given)
+    search = {
+        "num_beams": num_beams, "length_penalty": length_penalty, "max_new_tokens": max_new_tokens,
+    }  # fmt: skip
+    if isinstance(loaded, Captioner) and retrieval:
+        _evaluate.retrieval(report, loaded.prepare(dtype.value), references, split, images, end_marker)
+    elif isinstance(loaded, Captioner):
+        loaded.prepare(dtype.value)
+        _evaluate.captioner(report, loaded, references, split, images, extra or (), search)
+    elif isinstance(loaded, VideoDescriber):
+        loaded.prepare(dtype.value)
+        _evaluate.describer(report, loaded, references, split, images, extra or (), search)
+    else:
+        assert isinstance(loaded, ActivityRecognizer)
+        second = None
+        if flow_model is not None:
+            second = ActivityRecognizer.from_pretrained(flow_model, device=device.value)
+        alone = loaded.stream_kind == "flow" and second is None
+        from lrcn_fast._recognize import Streams
+
+        streams = Streams(
+            None if alone else loaded,
+            loaded if alone else second,
+            flow_weight=0.5 if flow_weight is None else flow_weight,
+            cache=cache,
+            crops=crops.value if crops else "centre",
+        )
+        videos = _evaluate.labelled_videos(
+            references, images, format.value if format else None, number or 1, streams.classes
+        )
+        _evaluate.recognizer(report, streams, videos, split, groups or ())
+
+
+def _check(what: str, given: dict[str, Any]) -> None:
+    """Refuse options that mean nothing for what is scored."""
+    for option, value in given.items():
+        if value not in (None, False, []) and option not in APPLIES[what]:
+            raise typer.BadParameter(f"{option} does not go with {what}")
