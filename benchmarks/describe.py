@@ -8,7 +8,8 @@ test clips, three references each, with the recipe's beam of 3. Beside them:
     by confidence  BLEU-4 on the half of the test clips that the CRF is surer and less sure of (mean over the
                    nodes of the largest marginal), which is where (c) can gain over (b)
 
-Runs are kept in --out and continued when called again.
+The grammar is small: --corpus only counts how many test sentences occur word for word in the training split,
+and adds that to the newest results. Runs are kept in --out and continued when called again.
 """
 
 import argparse
@@ -80,6 +81,17 @@ def ceiling(args: argparse.Namespace) -> dict[str, Any]:
     return run("decoder_max", args.seeds[0], args, str(path))
 
 
+def seen_sentences(args: argparse.Namespace) -> float:
+    """Share of the sentences of test clips that some training clip has, word for word."""
+    from lrcn_fast.data import kitchen_clips
+    from lrcn_fast.training import load_config
+
+    data = load_config(RECIPE, args.set).data  # type: ignore[attr-defined]
+    clips = kitchen_clips(data.kitchen_clips, seed=data.kitchen_seed)
+    trained = set(clips.split("train").sentences())
+    return statistics.mean(sentence in trained for sentence in clips.split("test").sentences())
+
+
 def markdown(report: dict[str, Any]) -> str:
     """One row per architecture: BLEU-4 in percent, mean and each seed."""
     rows = [
@@ -108,13 +120,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="working folder")
+    parser.add_argument("--out", type=Path, help="working folder")
+    parser.add_argument("--corpus", action="store_true", help="train nothing, see above")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="where the JSON goes")
     args = parser.parse_args()
+    if args.corpus:
+        path, report = harness.newest("describe")
+        report["test_sentences_seen"] = seen_sentences(args)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        return
+    if args.out is None:
+        parser.error("--out must be given")
     torch.set_num_threads(1)
-    report: dict[str, Any] = {"environment": harness.environment(), "recipe": RECIPE, "runs": []}
+    report = {"environment": harness.environment(), "recipe": RECIPE, "runs": []}
+    report["test_sentences_seen"] = seen_sentences(args)
     for seed in args.seeds:
         for architecture in ARCHITECTURES:
             report["runs"].append(run(architecture, seed, args))

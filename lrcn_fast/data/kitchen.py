@@ -8,7 +8,8 @@ activity is drawn uniformly; it decides which tools, kinds of objects and places
 drawn uniformly from there ("none" where an activity has no such thing).
 
 **Sentences.** One to three templates per activity mention some of the variables; subjects, verbs, places and
-some objects have synonyms. Each clip gets several sentences, drawn independently.
+some objects have synonyms. Each clip gets several sentences, drawn independently. Articles do not change
+with the word that follows: "a onion".
 
 **The CRF.** Each variable is seen through Gaussian noise, and the "CRF" knows the noise and the frequency
 of the labels, so that its marginals are right: with a label's vector m_l = (0.8 e_group(l), 0.6 e_l), where
