@@ -105,6 +105,12 @@ def model(run, runs, data, request):
 TRAINED = ["captions", "recognition", "description of frames", "description of CRF outputs"]
 
 
+REFERENCES = {
+    "captions": "photos/captions.json", "recognition": "videos",
+    "description of frames": "videos/captions.jsonl", "description of CRF outputs": "crf.jsonl",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("system", TRAINED)
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(run, model, runs, data, system, monkeypatch):
     whole, out = model(system), runs / f"{system}, killed"
@@ -124,6 +130,19 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(run, model, runs, data
     assert run(*command)[0] == 0
     for name in ("weights.safetensors", "config.json"):
         assert (out / "model" / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("system", TRAINED)
+def test_on_a_gpu(run, model, runs, data, system):
+    model(system)  # on the CPU
+    out = runs / f"{system}, GPU"
+    status, _, err = run("train", "--config", runs / f"{system}.yaml", "--out", out, "--device", "cuda")
+    assert (status, err) == (0, "")
+    call = ("eval", "--references", data / REFERENCES[system], "--model", out / "model", "--json")
+    scores = [json.loads(run(*call, "--device", device)[1]) for device in ("cuda", "cpu")]
+    assert scores[0].keys() == scores[1].keys()
+    assert np.isfinite([value for value in scores[0].values() if isinstance(value, float)]).all()
 
 
 def test_captions(run, model, data, tmp_path):
@@ -191,7 +210,7 @@ def test_recognition(run, model, data, tmp_path):
 @pytest.mark.parametrize("system", ["description of frames", "description of CRF outputs"])
 def test_description(run, model, data, tmp_path, system):
     folder, frames = model(system), "frames" in system
-    references = data / "videos" / "captions.jsonl" if frames else data / "crf.jsonl"
+    references = data / REFERENCES[system]
     given = ("--model", folder, "--max-new-tokens", 8, "--json")
     call = ("eval", "--references", references, "--split", "val", *given, "--out", tmp_path / "said.json")
     status, out, err = run(*call)
@@ -224,10 +243,7 @@ def test_description(run, model, data, tmp_path, system):
     ],
 )
 def test_eval_usage_errors(run, model, data, system, arguments, message):
-    references = {
-        "captions": data / "photos" / "captions.json", "recognition": data / "videos",
-        "description of CRF outputs": data / "crf.jsonl",
-    }[system]  # fmt: skip
+    references = data / REFERENCES[system]
     status, out, err = run("eval", "--references", references, "--model", model(system), *arguments)
     assert (status, out) == (2, "")
     assert message in " ".join(err.replace("│", " ").split())
