@@ -9,11 +9,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import describe
 import flickr8k
 import harness
 import retrieval
+import units
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md")
@@ -96,6 +98,26 @@ def ablation() -> str:
     return "\n".join(parts)
 
 
+def unit_captions() -> str:
+    """Captions of the plain recurrent layers beside those of the LSTM."""
+    path, report = harness.newest("units")
+    return f"{units.captions_markdown(report)}\n\n{_unit_note(path, report)}\n"
+
+
+def unit_retrieval() -> str:
+    """Retrieval with the plain recurrent layers beside that with the LSTM."""
+    path, report = harness.newest("units")
+    return f"{units.retrieval_markdown(report)}\n\n{_unit_note(path, report)}\n"
+
+
+def _unit_note(path: Path, report: dict[str, Any]) -> str:
+    size = report["changes"]["model.hidden_size"]
+    return (
+        f"LRCN_2f, E = H = {size}, CNN frozen; 113 dev photos of Flickr8k small; mean (range) over the seeds "
+        f"([data](../benchmarks/results/{path.name}))."
+    )
+
+
 def retrieved() -> str:
     """Retrieval with the packaged model, and what scoring 1000 x 5000 pairs takes."""
     path, report = harness.newest("retrieval")
@@ -133,6 +155,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "captions": captions,
     "paper-captions": ablation,
     "paper-retrieval": retrieved,
+    "paper-unit-captions": unit_captions,
+    "paper-unit-retrieval": unit_retrieval,
     "paper-description": described,
 }
 

@@ -7,7 +7,7 @@ alike, so that several seeds are affordable on one CPU core (CHANGES):
     no language-model phase before it, which the paper's models did not have either, and no words in the
         vocabulary that occur in its text alone
     half of the embedding and hidden size
-    12 epochs instead of 25
+    12 epochs, and runs of their own with the recipes' 25
     no random crops (one view a photo instead of 12)
 
 The dev photos are scored after every epoch, for the curves; nothing is chosen by them, the last weights stay.
@@ -15,6 +15,7 @@ Runs are kept in --out and continued when called again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -32,37 +33,38 @@ CHANGES = {
     "model.hidden_size": 256,
     "data.vocabulary_text": [],
     "data.validation_splits": ["dev"],
-    "phases.1.epochs": 12,
     "phases.1.views": 1,
     "phases.1.num_beams": 1,
 }
+EPOCHS = (12, 25)
 WAYS = ("greedy", *(f"beam {k}" for k in flickr8k.BEAMS[1:]), "sample N=100 T=1.5")
 CURVES = ("step", "train_loss", "validation_loss", "cider_d", "bleu_4")
 
 
-def load(unit: str, seed: int, args: argparse.Namespace) -> Any:
+def load(unit: str, epochs: int, seed: int, args: argparse.Namespace) -> Any:
     """The configuration of a run."""
     from lrcn_fast.training import load_config
 
-    changes = {"seed": seed, "data.cache": str(args.out / "features"), **CHANGES}
+    cache = str(args.out / "features")
+    changes = {"seed": seed, "data.cache": cache, "phases.1.epochs": epochs, **CHANGES}
     settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     config: Any = load_config(RECIPES[unit], [*settings, *args.set])
     del config.phases[0]
     return config
 
 
-def run(unit: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def run(unit: str, epochs: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one captioner and score it on the dev photos: captions (table 6) and retrieval (table 5)."""
     from lrcn_fast.data import extract_features
     from lrcn_fast.evaluation import CaptionScorer, retrieval_metrics
     from lrcn_fast.models import Captioner
     from lrcn_fast.training import train
 
-    out = args.out / f"{unit}-{seed}"
+    out = args.out / f"{unit}-{epochs}-{seed}"
     done = out / "scores.json"
     if done.is_file():
         return dict(json.loads(done.read_text()))
-    summary = train(load(unit, seed, args), out, device="cpu")
+    summary = train(load(unit, epochs, seed, args), out, device="cpu")
     model = Captioner.from_pretrained(out / "model")
     _, dev = flickr8k.read_data(args.data)
     features = extract_features(model.encoder, [item.image for item in dev], cache=args.out / "features")
@@ -86,50 +88,59 @@ def run(unit: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     }
     flickr8k.write(done, row)
     cider = decoding["greedy"]["cider_d"]
-    print(f"{unit} seed {seed}: CIDEr-D {cider:.3f} greedy", file=sys.stderr, flush=True)
+    print(f"{out.name}: CIDEr-D {cider:.3f} greedy", file=sys.stderr, flush=True)
     return row
 
 
-def runs_of(report: dict[str, Any], unit: str) -> list[dict[str, Any]]:
-    """The runs of a unit, one per seed."""
-    return [r for r in report["runs"] if r["unit"] == unit]
+def groups(report: dict[str, Any]) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """Unit, epochs and the runs of the two, one per seed."""
+    trained = sorted({len(run["epochs"]) for run in report["runs"]})
+    found = (
+        (unit, n, [r for r in report["runs"] if (r["unit"], len(r["epochs"])) == (unit, n)])
+        for n in trained
+        for unit in RECIPES
+    )
+    return [group for group in found if group[2]]
 
 
-def _cell(values: list[float], digits: int) -> str:
-    """Mean and range over seeds."""
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+def _row(unit: str, epochs: int, runs: list[dict[str, Any]], cells: list[str]) -> str:
+    return f"| {unit.upper()} | {epochs} | {len(runs)} | " + " | ".join(cells) + " |"
+
+
+def _cell(values: list[float]) -> str:
+    """Mean, and the range where there are several."""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
 
 
 def captions_markdown(report: dict[str, Any]) -> str:
-    """Table 6: one row per way to decode, the units side by side."""
-    names = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
-    heads = [f"{unit.upper()}, {name}" for name in names.values() for unit in RECIPES]
-    rows = ["| decoding | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for way in WAYS:
-        cells = [
-            _cell([r["decoding"][way][metric] for r in runs_of(report, unit)], 3)
-            for metric in names
-            for unit in RECIPES
+    """Table 6: one row per unit, one column per way to decode."""
+    parts = []
+    for metric, name in {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4"}.items():
+        heads = [f"{name}: unit", "epochs", "seeds", *WAYS]
+        parts += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        parts += [
+            _row(unit, n, runs, [_cell([r["decoding"][way][metric] for r in runs]) for way in WAYS])
+            for unit, n, runs in groups(report)
         ]
-        rows.append(f"| {way} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    return "\n".join(parts[1:])
 
 
 def retrieval_markdown(report: dict[str, Any]) -> str:
-    """Table 5: one row per unit."""
+    """Table 5: one row per unit, and what the model has learned of the words."""
     rows = [
-        "| unit | caption to image R@1 / 5 / 10, median rank | image to caption | validation loss |",
-        "|---|---|---|---|",
+        "| unit | epochs | seeds | caption to image R@1 / 5 / 10, median rank | image to caption "
+        "| loss of a training word, dropout on | of a dev word |",
+        "|---" * 7 + "|",
     ]
-    for unit in RECIPES:
-        runs = runs_of(report, unit)
+    for unit, n, runs in groups(report):
         cells = []
         for way in ("caption_to_image", "image_to_caption"):
             found = [r["retrieval"][way] for r in runs]
             recalls = [f"{100 * statistics.mean(f[k] for f in found):.1f}" for k in ("r1", "r5", "r10")]
             cells.append(f"{' / '.join(recalls)}, {statistics.mean(f['median_rank'] for f in found):.1f}")
-        cells.append(_cell([r["epochs"][-1]["validation_loss"] for r in runs], 3))
-        rows.append(f"| {unit.upper()} | " + " | ".join(cells) + " |")
+        cells += [_cell([r["epochs"][-1][k] for r in runs]) for k in ("train_loss", "validation_loss")]
+        rows.append(_row(unit, n, runs, cells))
     return "\n".join(rows)
 
 
@@ -153,9 +164,9 @@ def main() -> None:
         "changes": CHANGES,
         "runs": [],
     }
-    for seed in args.seeds:
+    for epochs, seed in itertools.product(EPOCHS, args.seeds):
         for unit in RECIPES:
-            report["runs"].append(run(unit, seed, args))
+            report["runs"].append(run(unit, epochs, seed, args))
             path = harness.save(args.results, "units", report)
     print(captions_markdown(report))
     print(retrieval_markdown(report))
