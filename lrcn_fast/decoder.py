@@ -38,7 +38,9 @@ class CaptionDecoder(PackedDecoder):
     Decoding is native on the CPU and on CUDA, for float32, bfloat16 and float16 parameters (computed in
     float32), and reads packed weights, see :meth:`prepare`. Models in float64, on other devices and with
     plain recurrent layers (the paper's baseline) decode by the same rules in eager PyTorch
-    (:func:`lrcn_fast.reference.generate`), and so does sampling on CUDA.
+    (:func:`lrcn_fast.reference.generate`). Sampling takes its random numbers from the generator before the
+    search, so that one seed draws the same captions on every device, unless rounding decides between two
+    words.
 
     For ``torch.compile`` use the LSTM modules of :mod:`lrcn_fast.nn` or torch.nn.RNNCell: Dynamo refuses
     torch.nn.LSTM (``lrcn_fast.nn.replace_lstm(decoder)`` swaps them, parameters shared) and torch.nn.RNN.
@@ -346,15 +348,7 @@ class CaptionDecoder(PackedDecoder):
             generator=generator,
         )
         prefix, uniforms = self._search_inputs(features, config, batch_size)
-        native = self._is_native(self._prepared)
-        if native and config.do_sample and prefix.is_cuda:
-            if self._prepared != "float32":
-                raise NotImplementedError(
-                    "generate: do_sample on CUDA needs prepare('float32'): it runs in eager PyTorch, "
-                    f"got {self._prepared}"
-                )
-            native = False
-        if not native:
+        if not self._is_native(self._prepared):
             return search_eagerly(self, features, config, prefix, uniforms)
         common: dict[str, Any] = {
             "batch_size": prefix.shape[0],
@@ -376,7 +370,7 @@ class CaptionDecoder(PackedDecoder):
             result = ops_decode.decode_sample(
                 packed,
                 features,
-                uniforms,
+                None if uniforms is None else uniforms.to(packed.device),
                 logit_scale=config.logit_scale,
                 top_k=config.top_k,
                 top_p=config.top_p,

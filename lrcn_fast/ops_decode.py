@@ -1,6 +1,6 @@
 """Functional interface to the native decoder: pack a caption decoder once, then search with it.
 
-On the CPU, and on CUDA where the package was built with it; sampling on the CPU only.
+On the CPU, and on CUDA where the package was built with it.
 
 The rules of the searches are those of :mod:`lrcn_fast.reference_search`, and in float32 so are the results.
 
@@ -194,7 +194,7 @@ def decode_sample(  # noqa: D417 (what is missing is described in decode_beam)
 
     Args:
         uniforms: Numbers in [0, 1): ``uniforms[b, j, t]`` decides word t of draw j of image b. None for
-            greedy search, the only one on CUDA. [B, n, max_new_tokens] float64.
+            greedy search. [B, n, max_new_tokens] float64, on the device of ``packed``.
         repetition_penalty: On logits here, not on log-probabilities.
         logit_scale: Factor on the logits: 1 / temperature.
         top_k: Draw from the likeliest ``top_k`` words; 0 is all.
@@ -206,12 +206,7 @@ def decode_sample(  # noqa: D417 (what is missing is described in decode_beam)
 
     Raises:
         ValueError: An argument is out of range, a feature is not finite, or every word is banned.
-        NotImplementedError: Sampling on CUDA.
     """
-    if uniforms is not None and packed.is_cuda:
-        raise NotImplementedError(
-            "decode_sample: uniforms must be None on CUDA, where greedy search is native"
-        )
     decoded: Decoded = torch.ops.lrcn_fast.decode_sample(
         packed,
         None if features is None else features.contiguous(),

@@ -383,7 +383,7 @@ def _word_by_word(
 
 def _draw(logits: Tensor, config: GenerationConfig, uniforms: Tensor) -> Tensor:
     """One word per row, from float32 logits with banned words at -inf. [R, V], [R] -> [R]."""
-    scaled = logits * config.logit_scale
+    scaled = (logits * config.logit_scale).clamp(max=torch.finfo(torch.float32).max)
     V = scaled.shape[1]
     weights = (scaled.double() - scaled.amax(-1, keepdim=True).double()).exp()
     if 0 < config.top_k < V:

@@ -29,7 +29,7 @@ int32_t Sampler::draw(const SampleRules& rules, const TokenRules& tokens, const 
       x = special.banned[next] ? kMinusInfinity : tokens.penalised(x);
       ++next;
     }
-    x *= rules.logit_scale;
+    x = std::min(x * rules.logit_scale, std::numeric_limits<float>::max());  // infinity has no mass
     if (x > kMinusInfinity) kept_.push_back({x, static_cast<int32_t>(v)});
   }
   if (kept_.empty()) return -1;

@@ -1,7 +1,7 @@
 // Drawing one token from a row of logits.
 //
 // In the order of Hugging Face's processors: the token rules (token_rules.h), then
-//   temperature   x * logit_scale
+//   temperature   x * logit_scale, at most the largest float
 //   top_k         the first k tokens remain, in the order (x falling, token rising)
 //   top_p         of those, in the same order, the ones before which less than top_p of the mass that
 //                 is left has accumulated remain: at least one

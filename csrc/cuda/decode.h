@@ -12,9 +12,16 @@
 //   beam      per image: the search itself (csrc/core/beam.h has the rules)
 //   cell      per layer: one LSTM step of the new rows, which read the state of their parents where it lies
 //
+// When sampling, K is the number of captions drawn for an image, and in place of merge and beam there is
+//
+//   draw      per caption: its next word
+//
+// which needs the logits of a row as they are; those of `draw_rows` rows exist at a time.
+//
 // Rows. Row `image * K + slot` belongs to one hypothesis; its token is -1 where there is none, or none that
 // goes on, and every kernel passes over it. Before the first word an image has one row, number `image`.
-// Once `finished` has counted all images, kernels return at once: steps enqueued too many change nothing.
+// Once `finished` has counted all searches (images, or captions that are drawn), kernels return at once:
+// steps enqueued too many change nothing.
 //
 // What a row computes depends on that row only, in a fixed order, so an image's result does not depend on its
 // batch, bit for bit. Arithmetic is float32; the weights of the layers and of the projection may be narrower.
@@ -90,6 +97,7 @@ struct DecodeTask {
   bool feed_bos;
   bool in_slot;  // finished hypotheses keep their place; otherwise they go to a pool
   bool greedy;   // with in_slot and one beam: the best word by logit after the rules
+  bool sample;   // with in_slot: every beam is a caption drawn by itself, and the best of them come first
   DecodeStop stop;
   float repetition_penalty;
   bool longer_is_kinder;   // length_penalty > 0
@@ -98,13 +106,22 @@ struct DecodeTask {
   const float* norms;      // [P + max_new + 1]: what a sum of so many words is divided by
   const uint32_t* banned;  // [2, ceil(V / 32)] one bit a word: before min_new words, and after
 
+  // Of sampling, with the meaning of csrc/core/sampling.h.
+  const double* uniforms;  // [B, K, max_new]
+  float logit_scale;
+  int64_t top_k;
+  double top_p;
+  int64_t draw_rows;  // a multiple of kDecodeRows
+
+  // What DecodeProgress::finished counts to.
+  int64_t searches() const { return sample ? images * beams : images; }
   int64_t longest() const { return prefix_length + max_new; }
   // Candidates that one step of one image looks at; the most that one row contributes.
   int64_t width() const { return in_slot ? beams : 2 * beams; }
   bool reads_history() const { return no_repeat_ngram > 0 || repetition_penalty != 1.0f; }
 };
 
-// Counters that begin at 0 and are read by the host: images that are done, and what went wrong.
+// Counters that begin at 0 and are read by the host: searches that are done, and what went wrong.
 struct DecodeProgress {
   uint32_t finished, not_finite, no_word, bad_feature, bad_prefix;
 };
@@ -112,7 +129,7 @@ struct DecodeProgress {
 struct DecodeImage {
   int32_t done, side, slots, pooled;  // side: which half of DecodeBuffers::slots is the latest
 };
-struct DecodeSlot {  // a hypothesis in the beam
+struct DecodeSlot {  // a hypothesis in the beam; of a caption that is drawn only node and sum
   int32_t node, token, parent, ended;
   float sum;
 };
@@ -137,7 +154,7 @@ struct DecodeBuffers {
   float* h[2];             // per layer [rows, H] padded, one layer after the other
   float* c[2];             // the same
   DecodeImage* images;     // [B]
-  DecodeSlot* slots;       // [2, B, K]
+  DecodeSlot* slots;       // [2, B, K]; when sampling the first half alone
   DecodeNode* nodes;       // [B, max_new * width]
   DecodePooled* pool;      // [B, K] best first
   int32_t* tokens;         // [rows]
@@ -150,6 +167,8 @@ struct DecodeBuffers {
   int32_t* history;        // [rows, P + max_new], or nullptr
   int32_t* special;        // [rows, P + max_new]
   float* special_logit;    // [rows, P + max_new]
+  float* logits;           // [draw_rows, V] after the token rules, when sampling
+  double* mass;            // [rows, parts] what may be drawn of each part, when sampling
 };
 // Carves the buffers of one search out of zeros that are 16-byte aligned; `gap` and `visit` as above. Returns
 // the bytes in all; `workspace` may be nullptr for those alone.
@@ -179,7 +198,7 @@ struct DecodeRows {
   int64_t count, per_image;
   const int32_t* tokens;  // nullptr: all are live
   const DecodeProgress* progress;
-  uint32_t images;
+  uint32_t searches;
 };
 
 // One LSTM step of one layer. Row r continues the state of row parents[r] of the step before.
@@ -215,12 +234,16 @@ constexpr int64_t decode_parts(int64_t vocab) {
 }
 // Of one part's best words, how many can matter.
 inline int64_t decode_kept(const DecodeTask& task) {
-  return task.width() < kDecodePart ? task.width() : kDecodePart;
+  return task.sample ? 0 : task.width() < kDecodePart ? task.width() : kDecodePart;
 }
+// `rows` are those from first_row on; h is [*, H_top] padded of all.
 void decode_scores(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                   const DecodeRows& rows, const float* h, int64_t t, Stream stream);
+                   const DecodeRows& rows, int64_t first_row, const float* h, int64_t t, Stream stream);
 void decode_merge(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
                   const DecodeRows& rows, int64_t t, Stream stream);
+// After decode_scores of the same `rows` rows.
+void decode_draw(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
+                 int64_t first_row, int64_t rows, int64_t t, Stream stream);
 void decode_history(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeRows& rows, int64_t t,
                     Stream stream);
 void decode_beam(const DecodeTask& task, const DecodeBuffers& buffers, int64_t t, Stream stream);

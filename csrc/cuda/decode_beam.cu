@@ -14,7 +14,7 @@ namespace {
 constexpr int32_t kStay = -1;  // "token" of a hypothesis that competes without growing
 
 struct Start {
-  int64_t images, beams, vocab, features, stride, prefix_length, bos;  // stride: features padded
+  int64_t images, beams, roots, vocab, features, stride, prefix_length, bos;  // stride: features padded
   const float* from_features;
   const int64_t* prefix;
   DecodeProgress* progress;
@@ -24,7 +24,7 @@ struct Start {
   DecodeSlot* slots;
 };
 
-// A block of 32 threads prepares one image: checks and copies what the caller gave, and plants the root.
+// A block of 32 threads prepares one image: checks and copies what the caller gave, and plants the roots.
 __global__ void __launch_bounds__(32) decode_start_kernel(Start args) {
   const int64_t image = block_index();
   const unsigned lane = lane_index();
@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(32) decode_start_kernel(Start args) {
     if (!valid) add_relaxed(&args.progress->bad_prefix, 1);
     args.fed[(1 + i) * args.images + image] = valid ? static_cast<int32_t>(word) : 0;
   }
+  for (int64_t i = lane; i < args.roots; i += 32) args.slots[image * args.beams + i] = {-1, 0, 0, 0, 0.0f};
   if (lane != 0) return;
   args.fed[image] = static_cast<int32_t>(args.bos);
-  args.state[image] = {0, 0, 1, 0};
-  args.slots[image * args.beams] = {-1, 0, 0, 0, 0.0f};
+  args.state[image] = {0, 0, static_cast<int32_t>(args.roots), 0};
 }
 
 struct Beam {
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(32) decode_history_kernel(DecodeRows rows, His
 }
 
 struct End {
-  int64_t images, beams, returned, prefix_length, longest, pad, nodes_stride;
-  bool in_slot;
+  int64_t images, beams, returned, prefix_length, longest, pad, width, nodes_stride;
+  bool in_slot, sample;
   const float* norms;
   const int32_t* fed;
   const DecodeImage* state;
@@ -233,21 +233,33 @@ struct End {
   DecodeResult result;
 };
 
-// A warp writes one hypothesis: block `image * returned + rank`.
+// A warp writes one hypothesis: that of block `image * returned + rank`, or of that slot when sampling.
 __global__ void __launch_bounds__(32) decode_end_kernel(End args) {
-  const int64_t image = block_index() / args.returned, rank = block_index() % args.returned;
+  const int64_t image = block_index() / args.returned, at = block_index() % args.returned;
   const int64_t P = args.prefix_length;
   const DecodeImage state = args.state[image];
   const DecodeSlot* const slots = args.slots + (state.side * args.images + image) * args.beams;
   const DecodePooled* const pool = args.pool + image * args.beams;
   const DecodeNode* const nodes = args.nodes + image * args.nodes_stride;
-  int64_t* const sequence = args.result.sequences + block_index() * args.longest;
-  float* const logprobs = args.result.logprobs + block_index() * args.longest;
+  const bool found = at < (args.in_slot ? state.slots : state.pooled);
+  const int32_t end = !found ? -1 : args.in_slot ? slots[at].node : pool[at].node;
+  const auto length_to = [&](int32_t node) { return P + (node < 0 ? 0 : node / args.width + 1); };
+  const auto score_of = [&](const DecodeSlot& slot) { return slot.sum / args.norms[length_to(slot.node)]; };
+  const int64_t length = found ? length_to(end) : 0;
+  const float score = !found ? minus_infinity() : args.in_slot ? score_of(slots[at]) : pool[at].score;
 
-  const bool found = rank < (args.in_slot ? state.slots : state.pooled);
-  const int32_t end = !found ? -1 : args.in_slot ? slots[rank].node : pool[rank].node;
-  int64_t length = found ? P : 0;
-  for (int32_t node = end; node >= 0; node = nodes[node].parent) ++length;
+  int64_t rank = at;
+  if (args.sample) {  // behind the better ones, and the equals before it
+    uint32_t ahead = 0;
+    for (int64_t s = lane_index(); s < args.beams; s += 32) {
+      const float other = score_of(slots[s]);
+      ahead += other > score || (other == score && s < at);
+    }
+    rank = warp_sum(ahead);
+  }
+  const int64_t place = image * args.returned + rank;
+  int64_t* const sequence = args.result.sequences + place * args.longest;
+  float* const logprobs = args.result.logprobs + place * args.longest;
   for (int64_t i = lane_index(); i < args.longest; i += 32) {
     if (i >= P && i < length) continue;  // written below
     sequence[i] = i < length ? args.fed[(1 + i) * args.images + image] : args.pad;
@@ -260,10 +272,8 @@ __global__ void __launch_bounds__(32) decode_end_kernel(End args) {
     sequence[i] = nodes[node].token;
     logprobs[i] = nodes[node].logprob;
   }
-  args.result.lengths[block_index()] = length;
-  args.result.scores[block_index()] = !found         ? minus_infinity()
-                                      : args.in_slot ? slots[rank].sum / args.norms[length]
-                                                     : pool[rank].score;
+  args.result.lengths[place] = length;
+  args.result.scores[place] = score;
 }
 
 }  // namespace
@@ -271,8 +281,8 @@ __global__ void __launch_bounds__(32) decode_end_kernel(End args) {
 void decode_start(const DecodeShape& shape, const DecodeTask& task, const DecodeBuffers& buffers,
                   Stream stream) {
   Start args{};
-  args.images = task.images, args.beams = task.beams, args.vocab = shape.vocab;
-  args.features = shape.features(), args.stride = decode_padded(shape.features());
+  args.images = task.images, args.beams = task.beams, args.roots = task.sample ? task.beams : 1;
+  args.vocab = shape.vocab, args.features = shape.features(), args.stride = decode_padded(shape.features());
   args.prefix_length = task.prefix_length, args.bos = task.bos;
   args.from_features = task.features, args.prefix = task.prefix, args.progress = buffers.progress;
   args.fed = buffers.fed, args.to_features = buffers.features, args.state = buffers.images;
@@ -299,7 +309,7 @@ void decode_history(const DecodeTask& task, const DecodeBuffers& buffers, const 
   args.images = task.images, args.beams = task.beams, args.prefix_length = task.prefix_length;
   args.stride = task.longest(), args.no_repeat_ngram = task.no_repeat_ngram;
   args.penalises = task.repetition_penalty != 1.0f, args.fed = buffers.fed;
-  args.slots = buffers.slots + t % 2 * task.images * task.beams;
+  args.slots = buffers.slots + (task.sample ? 0 : t % 2) * task.images * task.beams;
   args.nodes = buffers.nodes, args.nodes_stride = task.max_new * task.width();
   args.history = buffers.history, args.special = buffers.special;
   launch(decode_history_kernel, {static_cast<unsigned>(rows.count)}, 32, 1, 0, stream, rows, args, t);
@@ -311,7 +321,8 @@ void decode_end(const DecodeTask& task, const DecodeBuffers& buffers, const Deco
   End args{};
   args.images = task.images, args.beams = task.beams, args.returned = task.returned;
   args.prefix_length = task.prefix_length, args.longest = task.longest(), args.pad = task.pad;
-  args.nodes_stride = task.max_new * task.width(), args.in_slot = task.in_slot, args.norms = task.norms;
+  args.width = task.width(), args.nodes_stride = task.max_new * task.width();
+  args.in_slot = task.in_slot, args.sample = task.sample, args.norms = task.norms;
   args.fed = buffers.fed, args.state = buffers.images, args.slots = buffers.slots;
   args.nodes = buffers.nodes, args.pool = buffers.pool, args.result = result;
   launch(decode_end_kernel, {static_cast<unsigned>(task.images * task.returned)}, 32, 1, 0, stream, args);

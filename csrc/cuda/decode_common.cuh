@@ -20,7 +20,7 @@ LRCN_DEVICE bool is_finite(float x) {
 }
 
 LRCN_DEVICE bool all_done(const DecodeRows& rows) {
-  return rows.progress->finished >= rows.images;
+  return rows.progress->finished >= rows.searches;
 }
 LRCN_DEVICE bool is_live(const DecodeRows& rows, int64_t row) {
   return row < rows.count && (rows.tokens == nullptr || rows.tokens[row] >= 0);
@@ -103,6 +103,24 @@ LRCN_DEVICE uint64_t warp_max(uint64_t x) {
     x = other > x ? other : x;
   }
   return x;
+}
+
+// A row's largest logit, and the logarithm of the sum of exp(logit - max), from those of its parts: a warp's.
+struct RowTotal {
+  float max, log_sum;
+};
+LRCN_DEVICE RowTotal row_total(const float* part_max, const float* part_sum, int64_t parts) {
+  float max = kLowest;
+  for (int64_t p = lane_index(); p < parts; p += 32) max = std::fmax(max, part_max[p]);
+  max = warp_max(max);
+  double sum = 0;
+  for (int64_t p = lane_index(); p < parts; p += 32)
+    sum += static_cast<double>(part_sum[p]) * std::exp(static_cast<double>(part_max[p]) - max);
+  return {max, static_cast<float>(std::log(warp_sum(sum)))};
+}
+
+LRCN_DEVICE float penalised(float x, float repetition_penalty) {
+  return x < 0 ? x * repetition_penalty : x / repetition_penalty;
 }
 
 // (value, larger first; index, lower first) as an integer, larger first. 0 comes after everything. Both

@@ -11,6 +11,8 @@
 //
 // Words with a rule of their own count in the sum and are left out of the best: banned ones are gone,
 // penalised ones report their logit and join in merge, where log p is known (csrc/core/token_rules.h).
+//
+// Sampling needs every word's logit after those rules, and no best ones: scores then writes them out.
 #include "decode_common.cuh"
 #include "launch.h"
 
@@ -29,6 +31,8 @@ struct Scores {
   const int32_t* special;  // [rows, special_stride] or nullptr: word, ~word if banned, or kNoWord
   float* special_logit;
   int64_t special_count, special_stride;
+  float* logits;  // [rows, V] for sampling, or nullptr
+  float repetition_penalty;
   int64_t kept;
   uint64_t* best;    // [rows, parts, kept]
   float *max, *sum;  // [rows, parts]
@@ -94,13 +98,23 @@ __global__ void __launch_bounds__(kThreads) decode_scores_kernel(DecodeRows rows
     const int32_t entry = args.special[row * args.special_stride + i];
     const int64_t column = (entry < 0 ? ~entry : entry) - first_word;
     if (column < 0 || column >= kDecodePart) continue;
-    args.special_logit[row * args.special_stride + i] = logit[column];
-    logit[column] = minus_infinity();
+    const float own = logit[column];
+    args.special_logit[row * args.special_stride + i] = own;
+    logit[column] =
+        entry < 0 || args.logits == nullptr ? minus_infinity() : penalised(own, args.repetition_penalty);
   }
   sync_warp();  // the words that compete are settled
 
 #pragma unroll
   for (int i = 0; i < 2; ++i) mine[i] = logit[lane + 32 * i];
+  if (args.logits != nullptr) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t word = first_word + lane + 32 * i;
+      if (word < args.V) args.logits[row * args.V + word] = mine[i];
+    }
+    return;
+  }
   int64_t before[2] = {0, 0};
   for (int j = 0; j < kDecodePart; ++j) {
     const float other = logit[j];
@@ -159,25 +173,16 @@ __global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge
   const unsigned lane = lane_index();
   uint32_t* const cursor = reinterpret_cast<uint32_t*>(shared_dynamic());  // [parts], each one lane's
 
-  float max = kLowest;
-  for (int64_t p = lane; p < args.parts; p += 32) max = std::fmax(max, args.max[row * args.parts + p]);
-  max = warp_max(max);
-  double sum = 0;
-  for (int64_t p = lane; p < args.parts; p += 32)
-    sum += static_cast<double>(args.sum[row * args.parts + p]) *
-           std::exp(static_cast<double>(args.max[row * args.parts + p]) - max);
-  const float log_sum = static_cast<float>(std::log(warp_sum(sum)));
-  if (!is_finite(max) || !is_finite(log_sum)) {
+  const RowTotal all = row_total(args.max + row * args.parts, args.sum + row * args.parts, args.parts);
+  if (!is_finite(all.max) || !is_finite(all.log_sum)) {
     if (lane == 0) {
       add_relaxed(&args.progress->not_finite, 1);
       args.list_count[row] = 0;
     }
     return;
   }
-  const auto log_p = [&](float logit) { return (logit - max) - log_sum; };
-  const auto penalised = [&](float x) {
-    return x < 0 ? x * args.repetition_penalty : x / args.repetition_penalty;
-  };
+  const auto log_p = [&](float logit) { return (logit - all.max) - all.log_sum; };
+  const auto after_penalty = [&](float x) { return penalised(x, args.repetition_penalty); };
 
   // The best first word of this lane's parts.
   uint64_t best = 0;
@@ -216,9 +221,9 @@ __global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge
     if (word < 0 || word == kNoWord) continue;
     const float logit = args.special_logit[row * args.special_stride + i];
     if (!args.greedy) {
-      const float logprob = penalised(log_p(logit));
+      const float logprob = after_penalty(log_p(logit));
       list.insert(before + logprob, word, logprob);
-    } else if (const float x = penalised(logit);
+    } else if (const float x = after_penalty(logit);
                x > greedy_score || (x == greedy_score && word < greedy_word && x > minus_infinity())) {
       greedy_score = x, greedy_logit = logit, greedy_word = word;
     }
@@ -231,18 +236,21 @@ __global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge
 }  // namespace
 
 void decode_scores(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                   const DecodeRows& rows, const float* h, int64_t t, Stream stream) {
-  const int64_t V = model.shape.vocab, words = (V + 31) / 32;
+                   const DecodeRows& rows, int64_t first_row, const float* h, int64_t t, Stream stream) {
+  const int64_t V = model.shape.vocab, words = (V + 31) / 32, parts = decode_parts(V);
   Scores args{};
-  args.w = model.projection, args.bias = model.projection_bias, args.h = h;
+  args.w = model.projection, args.bias = model.projection_bias;
   args.V = V, args.size = decode_padded(model.shape.hidden[model.shape.layers - 1]);
+  args.h = h + first_row * args.size;
   args.banned = task.banned + (t < task.min_new ? 0 : words);
-  args.special = buffers.special, args.special_logit = buffers.special_logit;
   args.special_count = task.reads_history() ? task.prefix_length + t : 0;
   args.special_stride = task.longest();
-  args.kept = decode_kept(task);
-  args.best = buffers.part_best, args.max = buffers.part_max, args.sum = buffers.part_sum;
-  const Grid grid{static_cast<unsigned>(decode_parts(V)),
+  args.special = buffers.special + first_row * args.special_stride;
+  args.special_logit = buffers.special_logit + first_row * args.special_stride;
+  args.logits = task.sample ? buffers.logits : nullptr, args.repetition_penalty = task.repetition_penalty;
+  args.kept = decode_kept(task), args.best = buffers.part_best;
+  args.max = buffers.part_max + first_row * parts, args.sum = buffers.part_sum + first_row * parts;
+  const Grid grid{static_cast<unsigned>(parts),
                   static_cast<unsigned>((rows.count + kDecodeRows - 1) / kDecodeRows)};
   with_weight_type(model.shape.type, [&](auto weight) {
     launch(decode_scores_kernel<decltype(weight)>, grid, kThreads, 1, 0, stream, rows, args);

@@ -1,5 +1,7 @@
 // The order of things: where a packed decoder's parts and a search's buffers lie, and which kernels make a
 // step. Host code only.
+#include <algorithm>
+
 #include "decode.h"
 
 namespace lrcn::cuda {
@@ -57,9 +59,10 @@ int64_t carve_model(const DecodeShape& s, void* packed, DecodeModel* model, int6
 
 // One step of all layers from the states of half `side` to the other half. The input of layer 0 is the
 // features, or the words of the rows.
-void step_layers(const DecodeModel& model, const DecodeBuffers& buffers, int64_t state_rows, int64_t side,
+void step_layers(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers, int64_t side,
                  const DecodeRows& rows, const int32_t* parents, bool image_step, Stream stream) {
   const DecodeShape& s = model.shape;
+  const int64_t images = task.images, state_rows = images * task.beams;
   int64_t offset = 0, offset_below = 0;
   for (int64_t l = 0; l < s.layers; ++l) {
     const int64_t H = s.hidden[l];
@@ -74,7 +77,7 @@ void step_layers(const DecodeModel& model, const DecodeBuffers& buffers, int64_t
     // The table and the term of the features each hold the bias, but not both.
     const bool image_term = is_static || (in_table && image_step);
     cell.term = image_term ? buffers.term : in_table ? nullptr : model.layers[l].bias;
-    cell.term_rows = image_term ? rows.images : 1;
+    cell.term_rows = image_term ? images : 1;
     cell.parents = parents;
     cell.h_prev = buffers.h[side] + offset, cell.c_prev = buffers.c[side] + offset;
     cell.h = buffers.h[1 - side] + offset, cell.c = buffers.c[1 - side] + offset;
@@ -98,7 +101,8 @@ int64_t steps_before(const DecodeShape& s, const DecodeTask& task) {
 DecodeRows rows_of(const DecodeTask& task, const DecodeBuffers& buffers, bool one_an_image,
                    const int32_t* tokens) {
   const int64_t per_image = one_an_image ? 1 : task.beams;
-  return {task.images * per_image, per_image, tokens, buffers.progress, static_cast<uint32_t>(task.images)};
+  return {task.images * per_image, per_image, tokens, buffers.progress,
+          static_cast<uint32_t>(task.searches())};
 }
 
 }  // namespace
@@ -167,7 +171,7 @@ int64_t decode_buffers(const DecodeShape& s, const DecodeTask& task, void* works
     carver.take("c", &buffers->c[side], state);
   }
   carver.take("images", &buffers->images, B);
-  carver.take("slots", &buffers->slots, 2 * rows);
+  carver.take("slots", &buffers->slots, (task.sample ? 1 : 2) * rows);
   carver.take("nodes", &buffers->nodes, B * task.max_new * task.width());
   carver.take("pool", &buffers->pool, task.in_slot ? 0 : rows);
   carver.take("tokens", &buffers->tokens, rows);
@@ -175,11 +179,13 @@ int64_t decode_buffers(const DecodeShape& s, const DecodeTask& task, void* works
   carver.take("part_best", &buffers->part_best, rows * parts * decode_kept(task));
   carver.take("part_max", &buffers->part_max, rows * parts);
   carver.take("part_sum", &buffers->part_sum, rows * parts);
-  carver.take("lists", &buffers->lists, rows * task.width());
-  carver.take("list_count", &buffers->list_count, rows);
+  carver.take("lists", &buffers->lists, task.sample ? 0 : rows * task.width());
+  carver.take("list_count", &buffers->list_count, task.sample ? 0 : rows);
   carver.take("history", &buffers->history, words);
   carver.take("special", &buffers->special, words);
   carver.take("special_logit", &buffers->special_logit, words);
+  carver.take("logits", &buffers->logits, task.sample ? std::min(task.draw_rows, rows) * s.vocab : 0);
+  carver.take("mass", &buffers->mass, task.sample ? rows * parts : 0);
   return carver.bytes();
 }
 
@@ -187,7 +193,6 @@ void decode_begin(const DecodeModel& model, const DecodeTask& task, const Decode
                   Stream stream) {
   if (task.images == 0) return;  // a grid of zero blocks is a launch error
   const DecodeShape& s = model.shape;
-  const int64_t state_rows = task.images * task.beams;
   decode_start(s, task, buffers, stream);
   const auto term_of_features = [&](int64_t layer, const void* w, const float* bias) {
     decode_linear(s.type, task.images, 4 * s.hidden[layer], decode_padded(s.features()), buffers.features, w,
@@ -199,7 +204,7 @@ void decode_begin(const DecodeModel& model, const DecodeTask& task, const Decode
 
   int64_t side = 0;
   const auto step = [&](const int32_t* tokens, bool image_step) {
-    step_layers(model, buffers, state_rows, side, rows_of(task, buffers, true, tokens), nullptr, image_step,
+    step_layers(model, task, buffers, side, rows_of(task, buffers, true, tokens), nullptr, image_step,
                 stream);
     side = 1 - side;
   };
@@ -214,12 +219,23 @@ void decode_step(const DecodeModel& model, const DecodeTask& task, const DecodeB
   const int64_t side = (steps_before(model.shape, task) + t) % 2, state_rows = task.images * task.beams;
   const DecodeRows rows = rows_of(task, buffers, t == 0, t == 0 ? nullptr : buffers.tokens);
   if (task.reads_history()) decode_history(task, buffers, rows, t, stream);
-  decode_scores(model, task, buffers, rows, buffers.h[side] + top_offset(model.shape, state_rows), t, stream);
-  decode_merge(model, task, buffers, rows, t, stream);
-  decode_beam(task, buffers, t, stream);
+  const float* const h = buffers.h[side] + top_offset(model.shape, state_rows);
+  if (task.sample) {
+    for (int64_t first = 0; first < rows.count; first += task.draw_rows) {
+      DecodeRows some = rows;
+      some.count = std::min(task.draw_rows, rows.count - first);
+      if (rows.tokens != nullptr) some.tokens += first;
+      decode_scores(model, task, buffers, some, first, h, t, stream);
+      decode_draw(model, task, buffers, first, some.count, t, stream);
+    }
+  } else {
+    decode_scores(model, task, buffers, rows, 0, h, t, stream);
+    decode_merge(model, task, buffers, rows, t, stream);
+    decode_beam(task, buffers, t, stream);
+  }
   if (t + 1 < task.max_new)
-    step_layers(model, buffers, state_rows, side, rows_of(task, buffers, false, buffers.tokens),
-                buffers.parents, false, stream);
+    step_layers(model, task, buffers, side, rows_of(task, buffers, false, buffers.tokens), buffers.parents,
+                false, stream);
 }
 
 }  // namespace lrcn::cuda

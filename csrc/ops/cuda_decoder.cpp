@@ -1,12 +1,13 @@
 // CUDA implementations of the decoding ops: check, allocate, enqueue.
 //
-// The host waits three times: for the packed decoder's description, for images that are done (never with
+// The host waits three times: for the packed decoder's description, for searches that are done (never with
 // fewer than kPollSteps steps in flight), and at the end for what went wrong, which becomes an exception. In
 // between steps are enqueued ahead of the GPU.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -22,6 +23,7 @@ using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
 constexpr int64_t kPollSteps = 4, kHeaderBytes = 512;
+constexpr int64_t kLogits = int64_t{8} << 20;   // of sampling, at a time: 32 MB, which stay in a large L2
 constexpr int64_t kMagic = 0x31637564636e726c;  // changes with the layout of cuda::DecodeModel
 
 // The first bytes of a packed decoder, on the GPU like the rest.
@@ -113,7 +115,7 @@ struct Event {
   Event& operator=(const Event&) = delete;
 };
 
-// Enqueues steps until all are, or until the GPU is known to have finished every image. `finished` [2] is
+// Enqueues steps until all are, or until the GPU is known to have finished every search. `finished` [2] is
 // pinned memory that outlives what is on the stream now.
 void run_steps(const cuda::DecodeModel& model, const cuda::DecodeTask& task,
                const cuda::DecodeBuffers& buffers, volatile uint32_t* finished, cuda::Stream stream) {
@@ -126,7 +128,7 @@ void run_steps(const cuda::DecodeModel& model, const cuda::DecodeTask& task,
       cuda::check(cudaEventRecord(events[poll % 2].event, stream), "decode: event");
       if (poll > 1) {
         cuda::check(cudaEventSynchronize(events[(poll - 1) % 2].event), "decode");
-        if (finished[(poll - 1) % 2] == static_cast<uint32_t>(task.images)) break;
+        if (finished[(poll - 1) % 2] == static_cast<uint32_t>(task.searches())) break;
       }
     }
     cuda::decode_step(model, task, buffers, t, stream);
@@ -180,10 +182,11 @@ Decoded decode_cuda(const Search& search, int64_t returned, Rules&& rules) {
   task.bos = input.bos, task.eos = tokens.eos, task.pad = input.pad, task.feed_bos = input.feed_bos;
   task.features = input.features, task.prefix = input.prefix;
   task.longer_is_kinder = search.length_penalty > 0;
-  rules(task);
+  rules(task, shape.vocab);
   constexpr int64_t kMostRows = int64_t{65535} * cuda::kDecodeRows;  // of a grid's y
-  LRCN_CHECK(task.images * task.beams <= kMostRows, "generate: the images times num_beams must be at most ",
-             kMostRows, " on CUDA, got ", task.images, " times ", task.beams);
+  LRCN_CHECK(task.images * task.beams <= kMostRows, "generate: the images times ",
+             task.sample ? "num_return_sequences" : "num_beams", " must be at most ", kMostRows,
+             " on CUDA, got ", task.images, " times ", task.beams);
 
   DecodeOutput view;
   Decoded out = new_decoded(packed, task.images, returned, task.longest(), &view);
@@ -193,7 +196,7 @@ Decoded decode_cuda(const Search& search, int64_t returned, Rules&& rules) {
   const int64_t norms = task.longest() + 1, words = (shape.vocab + 31) / 32;
   std::vector<uint32_t> constants(norms + 2 * words);
   for (int64_t length = 0; length < norms; ++length) {
-    const bool sums = task.in_slot && !task.greedy;  // compared as they are
+    const bool sums = task.in_slot && !task.greedy && !task.sample;  // compared as they are
     const auto norm =
         sums ? 1.0f : static_cast<float>(std::pow(static_cast<double>(length), search.length_penalty));
     std::memcpy(&constants[length], &norm, sizeof norm);
@@ -233,7 +236,7 @@ Decoded decode_beam_cuda(const Tensor& packed, const std::optional<Tensor>& feat
   const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
   const BeamRules rules = beam_rules(num_beams, num_return, length_penalty, early_stopping, in_slot);
   const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty};
-  return decode_cuda(search, num_return, [&](cuda::DecodeTask& task) {
+  return decode_cuda(search, num_return, [&](cuda::DecodeTask& task, int64_t /*vocab*/) {
     rules.check(task.longest());
     task.beams = num_beams, task.in_slot = in_slot;
     task.stop = static_cast<cuda::DecodeStop>(early_stopping);
@@ -244,16 +247,18 @@ Decoded decode_sample_cuda(const Tensor& packed, const std::optional<Tensor>& fe
                            const std::optional<Tensor>& prefix, bool feed_bos, int64_t bos, int64_t eos,
                            int64_t pad, int64_t max_new, int64_t min_new, int64_t no_repeat_ngram,
                            double repetition_penalty, const std::vector<int64_t>& suppress,
-                           const std::optional<Tensor>& uniforms, double length_penalty,
-                           double /*logit_scale*/, int64_t /*top_k*/, double /*top_p*/) {
-  LRCN_CHECK(!uniforms.has_value(), "decode_sample: uniforms must be None on CUDA: sampling is for the CPU");
-  SampleRules rules;
-  rules.greedy = true, rules.length_penalty = length_penalty;
-  rules.check();
+                           const std::optional<Tensor>& uniforms, double length_penalty, double logit_scale,
+                           int64_t top_k, double top_p) {
+  const SampleRules rules =
+      sample_rules(packed, uniforms, batch, max_new, length_penalty, logit_scale, top_k, top_p);
   const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
   const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty};
-  return decode_cuda(
-      search, 1, [&](cuda::DecodeTask& task) { task.beams = 1, task.in_slot = true, task.greedy = true; });
+  return decode_cuda(search, rules.draws, [&](cuda::DecodeTask& task, int64_t vocab) {
+    task.beams = rules.draws, task.in_slot = true, task.greedy = rules.greedy, task.sample = !rules.greedy;
+    task.uniforms = rules.uniforms, task.logit_scale = rules.logit_scale;
+    task.top_k = rules.top_k, task.top_p = rules.top_p;
+    task.draw_rows = std::max<int64_t>(1, kLogits / (vocab * cuda::kDecodeRows)) * cuda::kDecodeRows;
+  });
 }
 
 }  // namespace

@@ -57,22 +57,9 @@ Decoded decode_sample_cpu(const Tensor& packed, const std::optional<Tensor>& fea
   const PackedDecoder decoder = open(packed);
   const DecodeInput input = input_of(decoder.shape(), packed, features, batch, prefix, feed_bos, bos, pad);
   const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
-  SampleRules rules;
-  rules.greedy = !uniforms.has_value();
-  rules.length_penalty = length_penalty, rules.logit_scale = static_cast<float>(logit_scale);
-  rules.top_k = top_k, rules.top_p = top_p;
   check_decode(decoder, input, tokens);
-  if (uniforms.has_value()) {
-    LRCN_CHECK(uniforms->scalar_type() == ScalarType::Double, "decode_sample: uniforms must be float64, got ",
-               torch::headeronly::toString(uniforms->scalar_type()));
-    LRCN_CHECK(uniforms->dim() == 3, "decode_sample: uniforms must be [B, n, max_new], got ",
-               shape_of(*uniforms));
-    rules.draws = uniforms->size(1);
-    check("decode_sample: uniforms", *uniforms, "[B, n, max_new]", {batch, rules.draws, max_new}, "uniforms",
-          *uniforms);
-    rules.uniforms = uniforms->const_data_ptr<double>();
-  }
-  rules.check();
+  const SampleRules rules =
+      sample_rules(packed, uniforms, batch, max_new, length_penalty, logit_scale, top_k, top_p);
   DecodeOutput view;
   Decoded out = new_decoded(packed, batch, rules.draws, input.prefix_length + max_new, &view);
   decode_sample(decoder, input, rules, tokens, view, torch_pool());

@@ -111,6 +111,28 @@ inline TokenRules token_rules(int64_t eos, int64_t max_new, int64_t min_new, int
   return rules;
 }
 
+// Greedy search without uniforms.
+inline SampleRules sample_rules(const Tensor& packed, const std::optional<Tensor>& uniforms, int64_t batch,
+                                int64_t max_new, double length_penalty, double logit_scale, int64_t top_k,
+                                double top_p) {
+  SampleRules rules;
+  rules.greedy = !uniforms.has_value();
+  rules.length_penalty = length_penalty, rules.logit_scale = static_cast<float>(logit_scale);
+  rules.top_k = top_k, rules.top_p = top_p;
+  if (uniforms.has_value()) {
+    LRCN_CHECK(uniforms->scalar_type() == ScalarType::Double, "decode_sample: uniforms must be float64, got ",
+               torch::headeronly::toString(uniforms->scalar_type()));
+    LRCN_CHECK(uniforms->dim() == 3, "decode_sample: uniforms must be [B, n, max_new], got ",
+               shape_of(*uniforms));
+    rules.draws = uniforms->size(1);
+    check_layout("decode_sample: uniforms", *uniforms, "[B, n, max_new]", {batch, rules.draws, max_new},
+                 "packed", packed);
+    rules.uniforms = uniforms->const_data_ptr<double>();
+  }
+  rules.check();
+  return rules;
+}
+
 inline BeamRules beam_rules(int64_t num_beams, int64_t num_return, double length_penalty,
                             int64_t early_stopping, bool in_slot) {
   LRCN_CHECK(early_stopping >= 0 && early_stopping <= 2,

@@ -91,7 +91,7 @@ SIMT_API int64_t lstm_cluster_room(int64_t dtype, int64_t H, int64_t blocks, int
 }
 
 // Decoding. `sizes` is memory of the host: the members of DecodeShape (three hidden sizes), then those of
-// DecodeTask up to longer_is_kinder, floats as their bits.
+// DecodeTask up to longer_is_kinder and its numbers after `uniforms`, floats as their bits.
 namespace {
 
 constexpr int64_t kGap = 64;
@@ -109,11 +109,18 @@ DecodeTask decode_task(const int64_t* sizes) {
   for (int64_t* member : {&task.images, &task.beams, &task.returned, &task.prefix_length, &task.max_new,
                           &task.min_new, &task.no_repeat_ngram, &task.bos, &task.eos, &task.pad})
     *member = *sizes++;
-  for (bool* member : {&task.feed_bos, &task.in_slot, &task.greedy}) *member = *sizes++ != 0;
+  for (bool* member : {&task.feed_bos, &task.in_slot, &task.greedy, &task.sample}) *member = *sizes++ != 0;
+  const auto number = [&](float* member) {
+    const auto bits = static_cast<uint32_t>(*sizes++);
+    std::memcpy(member, &bits, sizeof bits);
+  };
   task.stop = static_cast<DecodeStop>(*sizes++);
-  const auto bits = static_cast<uint32_t>(*sizes++);
-  std::memcpy(&task.repetition_penalty, &bits, sizeof bits);
+  number(&task.repetition_penalty);
   task.longer_is_kinder = *sizes++ != 0;
+  number(&task.logit_scale);
+  task.top_k = *sizes++;
+  std::memcpy(&task.top_p, sizes++, sizeof task.top_p);
+  task.draw_rows = *sizes++;
   return task;
 }
 
@@ -141,11 +148,13 @@ SIMT_API const char* decode_pack(const int64_t* sizes, const float* embedding, c
 }
 // The progress is the first thing in the workspace.
 SIMT_API const char* decode(const int64_t* sizes, void* packed, const float* features, const int64_t* prefix,
-                            const float* norms, const uint32_t* banned, void* workspace, int64_t* sequences,
-                            int64_t* lengths, float* scores, float* logprobs, int64_t steps) {
+                            const float* norms, const uint32_t* banned, const double* uniforms,
+                            void* workspace, int64_t* sequences, int64_t* lengths, float* scores,
+                            float* logprobs, int64_t steps) {
   const DecodeShape shape = decode_shape(sizes);
   DecodeTask task = decode_task(sizes);
   task.features = features, task.prefix = prefix, task.norms = norms, task.banned = banned;
+  task.uniforms = uniforms;
   forget_buffer(packed), forget_buffer(workspace);
   const DecodeModel model = decode_model(shape, packed, kGap, add_buffer);
   DecodeBuffers buffers;

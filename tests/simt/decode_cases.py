@@ -1,4 +1,7 @@
-"""Whole searches through the decoding kernels, against the plain PyTorch search in float64."""
+"""Whole searches through the decoding kernels, against the plain PyTorch search in float64.
+
+Sampling is compared with the native decoder of the CPU: same logits, same numbers, so the same words.
+"""
 
 import ctypes
 import dataclasses
@@ -8,6 +11,7 @@ import numpy as np
 import torch
 from cases import CODE, aligned
 
+from lrcn_fast import ops_decode
 from lrcn_fast._packed_sizes import _CUDA_DECODER_HEADER_BYTES, cuda_decoder_bytes
 from lrcn_fast.decoding import GenerationConfig
 from lrcn_fast.reference_search import search
@@ -15,6 +19,10 @@ from lrcn_fast.reference_search import search
 EOS, BOS, PAD = 0, 1, -7
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STOP = {False: 0, True: 1, "never": 2}
+RULES = (
+    "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "repetition_penalty",
+    "suppress_tokens", "top_k", "top_p",
+)  # fmt: skip
 
 # Log-probabilities against float64, sums up to 16. Worst of all cases of
 # test_decode_kernels.py: 1.9e-6.
@@ -44,6 +52,7 @@ class Decode:
     shift: float = 0.0  # added to all logits
     eos: float = 3.0  # added to the logit of the end of sentence, so that captions end
     scale: float = 1.5
+    portion: int = 8  # rows that sampling keeps logits of
     options: tuple = ()
 
     def __str__(self):
@@ -55,7 +64,19 @@ class Decode:
 
     @property
     def greedy(self):
-        return self.config.num_beams == 1
+        return self.config.num_beams == 1 and not self.samples
+
+    @property
+    def samples(self):
+        return self.config.do_sample
+
+    @property
+    def searches(self):
+        return self.images * self.beams if self.samples else self.images
+
+    @property
+    def beams(self):
+        return self.config.num_return_sequences if self.samples else self.config.num_beams
 
     @property
     def features(self):
@@ -88,7 +109,36 @@ class Decode:
         prefix = torch.tensor(rng.integers(1, self.V, (self.images, self.prefix)))
         return w, features, prefix
 
+    def uniforms(self):
+        """What sampling consumes; among them both ends of the range, and a half, which lies on a border."""
+        rng = np.random.default_rng([self.V, self.images])
+        numbers = rng.random((self.images, self.beams, self.config.max_new_tokens))
+        numbers[:, 0, 0], numbers[:, 0, -1], numbers[:, -1, -1] = 0.5, 0.0, np.nextafter(1.0, 0.0)
+        return torch.tensor(numbers)
+
+    def sampled(self):
+        """What the decoder of the CPU draws, in float32 from weights that are rounded as here."""
+        w, features, prefix = self.weights()
+
+        def rounded(t):
+            return t.to(TORCH[self.dtype]).float()
+
+        packed = ops_decode.decode_pack(
+            w["embedding"], [rounded(t) for t in w["w_ih"]], [rounded(t) for t in w["w_hh"]], w["bias"],
+            rounded(w["projection"]), w["projection_bias"], static_layer=self.static_layer,
+            image_first=self.image_first,
+        )  # fmt: skip
+        c = self.config
+        rules = {name: getattr(c, name) for name in RULES}
+        results = ops_decode.decode_sample(
+            packed, features, self.uniforms(), bos_id=BOS, eos_id=EOS, pad_id=PAD, batch_size=self.images,
+            feed_bos=self.feed_bos, prefix=prefix, logit_scale=c.logit_scale, **rules,
+        )  # fmt: skip
+        return [t.numpy() for t in results]
+
     def expected(self):
+        if self.samples:
+            return self.sampled()
         w, features, prefix = self.weights()
         narrow = {k: [t.to(TORCH[self.dtype]) for t in v] for k, v in w.items() if k in ("w_ih", "w_hh")}
         narrow = {k: [t.double() for t in v] for k, v in narrow.items()}
@@ -131,15 +181,16 @@ def host_sizes(case, rows=None):
     """What bindings.cpp calls `sizes`."""
     c = case.config
     images = case.images if rows is None else len(rows)
-    penalty = int(np.float32(c.repetition_penalty).view(np.uint32))
+    penalty, factor = (int(np.float32(x).view(np.uint32)) for x in (c.repetition_penalty, c.logit_scale))
     hidden = [*case.hidden, 0, 0][:3]
     static = -1 if case.static_layer is None else case.static_layer
-    in_slot = case.greedy or c.compat == "caffe"
+    in_slot = case.greedy or case.samples or c.compat == "caffe"
     shape = [case.V, case.E, len(case.hidden), *hidden, static, case.F if static >= 0 else 0]
     shape += [case.image_first, case.table, CODE[case.dtype]]
-    task = [images, c.num_beams, c.num_return_sequences, case.prefix, c.max_new_tokens, c.min_new_tokens]
-    task += [c.no_repeat_ngram_size, BOS, EOS, PAD, case.feed_bos, in_slot, case.greedy]
-    task += [STOP[c.early_stopping], penalty, c.length_penalty > 0]
+    task = [images, case.beams, c.num_return_sequences, case.prefix, c.max_new_tokens, c.min_new_tokens]
+    task += [c.no_repeat_ngram_size, BOS, EOS, PAD, case.feed_bos, in_slot, case.greedy, case.samples]
+    task += [STOP[c.early_stopping], penalty, c.length_penalty > 0, factor, c.top_k]
+    task += [int(np.float64(c.top_p).view(np.int64)), case.portion]
     return np.array([*shape, *task], np.int64)
 
 
@@ -183,7 +234,7 @@ def run(library, case, packed, features, prefix, rows=None, steps=None, **schedu
     rows = list(range(case.images)) if rows is None else rows
     workspace = aligned((max(_bytes(library, sizes, 2), 1),), np.uint8)
     longest, B, n = case.prefix + c.max_new_tokens, len(rows), c.num_return_sequences
-    in_slot_beam = not case.greedy and c.compat == "caffe"
+    in_slot_beam = not (case.greedy or case.samples) and c.compat == "caffe"
     norms = np.array([1.0 if in_slot_beam or i == 0 else i**c.length_penalty for i in range(longest + 1)],
                      np.float32)  # fmt: skip
     banned = np.zeros((2, (case.V + 31) // 32), np.uint32)
@@ -201,6 +252,7 @@ def run(library, case, packed, features, prefix, rows=None, steps=None, **schedu
         "prefix": numpy(prefix[rows]) if case.prefix else None,
         "norms": norms,
         "banned": banned,
+        "uniforms": numpy(case.uniforms()[rows]) if case.samples else None,
     }
     library.call("decode", sizes=sizes.ctypes.data, packed=packed, **given, workspace=workspace, **out,
                  steps=c.max_new_tokens if steps is None else steps, **schedule)  # fmt: skip
@@ -235,7 +287,7 @@ def check_decode(library, case, *, fresh=False, **schedule):
     packed = pack(library, case, w, **schedule) if fresh else packed_of(library, case, **schedule)
     actual, progress = run(library, case, packed, features, prefix, **schedule)
     compare(case, actual, expected)
-    assert progress == {"finished": case.images, "not_finite": 0, "no_word": 0, "bad_feature": 0,
+    assert progress == {"finished": case.searches, "not_finite": 0, "no_word": 0, "bad_feature": 0,
                         "bad_prefix": 0}  # fmt: skip
     return actual
 
@@ -251,9 +303,9 @@ def check_alone(library, case, **schedule):
             np.testing.assert_array_equal(a, b[rows])
 
 
-def check_complaints(library, **schedule):
+def check_complaints(library, sample=False, **schedule):
     """What the host must hear of: the search still ends, and touches nothing it should not."""
-    rules = (("num_beams", 2), ("max_new_tokens", 2))
+    rules = (("num_beams", 2), ("max_new_tokens", 2), ("do_sample", sample))
     case = Decode("complaints", 2, V=70, prefix=1, hidden=(4,), static_layer=0, options=rules)
     w, features, prefix = case.weights()
 
@@ -261,7 +313,7 @@ def check_complaints(library, **schedule):
         for word, value in bias.items():
             w["projection_bias"][int(word[1:])] = value
         counts = run(library, case, pack(library, case, w, **schedule), features, prefix, **schedule)[1]
-        assert counts.pop("finished") == case.images
+        assert counts.pop("finished") == case.searches
         return {name for name, count in counts.items() if count}
 
     assert progress() == set()

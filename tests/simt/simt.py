@@ -56,9 +56,20 @@ def _edit(path: pathlib.Path, edits) -> str:
     return text
 
 
+def _headers(text: str, seen: dict[str, str]) -> dict[str, str]:
+    """The texts of our headers that a file includes, by name, and of those that they include."""
+    for include in re.findall(r'#include "(.*?)"', text):
+        name = include.rsplit("/", 1)[-1]
+        for path in (CUDA / name, HERE / name):  # device.cuh and launch.h forward to their twins
+            if path.exists() and str(path) not in seen:
+                seen[str(path)] = path.read_text()
+                _headers(seen[str(path)], seen)
+    return seen
+
+
 def _compile(source: pathlib.Path, text: str, flags: list[str]) -> pathlib.Path:
     """Compile one file, unless an object of the same text, headers and flags exists."""
-    headers = [p.read_text() for d in (CUDA, HERE) for p in sorted(d.iterdir()) if p.suffix in (".h", ".cuh")]
+    headers = [text for _, text in sorted(_headers(text, {}).items())]
     digest = hashlib.sha256("\0".join([text, *headers, *flags]).encode()).hexdigest()[:20]
     target = CACHE / f"{source.stem}-{digest}.o"
     if not target.exists():
@@ -76,7 +87,7 @@ class Library:
 
     Args:
         edits: replacements per kernel file or header; each ``old`` must occur exactly once.
-        unit: the file that is compiled with the edited headers.
+        unit: the files, with a space between, that are compiled with the edited headers.
         checked: without it only what goes through primitives is checked, at 0.3 to 0.9 of the cost.
         flags: more compiler flags, for every file.
     """
@@ -92,7 +103,7 @@ class Library:
             headers.append(f"-I{folder}")  # searched before the real one
         objects = [_compile(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
         for source in [*sorted(CUDA.glob("*.cu")), *sorted(HERE.glob("*.cu"))]:
-            include = headers if source.name == unit else []
+            include = headers if source.name in (unit or "").split() else []
             quiet = ["-w"] if include or source.name in edits else []
             text = _edit(source, edits.pop(source.name, ()))
             more = [*(CHECKED if checked else ()), *quiet, *include, *flags]
@@ -159,7 +170,8 @@ class Mutation:
         name: What is wrong.
         file: Source file.
         edits: Pairs of text, to find exactly once, and its replacement.
-        unit: For a header, the file to compile with it.
+        unit: For a header, the files to compile with it: all that have the function, or the linker takes its
+            other copy.
         message: What the emulator must say; "wrong numbers" is a result that differs. Empty: only that.
         always: Whether every schedule shows it.
     """

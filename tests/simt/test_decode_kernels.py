@@ -16,6 +16,10 @@ def options(**given):
     return tuple(given.items())
 
 
+def sampling(draws, **given):
+    return options(do_sample=True, num_return_sequences=draws, **given)
+
+
 CASES = [
     Decode("plain", options=options(num_beams=4, num_return_sequences=4)),
     Decode("greedy", 3, hidden=(9,), static_layer=0, options=options(num_beams=1)),
@@ -59,11 +63,37 @@ CASES = [
         num_beams=4, num_return_sequences=4, max_new_tokens=3)),
     Decode("dead-words", 2, dead=(0, 3, 4, 7, 22), options=options(num_return_sequences=3)),
     Decode("no-images", 0),
+    Decode("sample", 2, V=70, options=sampling(3)),
+    Decode("sample-portions", 9, hidden=(9,), static_layer=0, options=sampling(2, max_new_tokens=3)),
+    Decode("sample-rules", 2, V=70, prefix=2, eos=12.0, options=sampling(
+        3, repetition_penalty=1.4, no_repeat_ngram_size=2, suppress_tokens=(3, 9, *range(20, 50)), min_new_tokens=3,
+        length_penalty=0.9, temperature=0.7)),
+    Decode("sample-long-rules", 3, prefix=1, options=sampling(3, repetition_penalty=1.5, no_repeat_ngram_size=1)),
+    Decode("sample-wanted-repetition", 3, prefix=2, shift=-20.0, options=sampling(3, repetition_penalty=0.6)),
+    Decode("sample-top-k", 2, V=150, scale=0.5, options=sampling(2, top_k=5, temperature=2.0)),
+    Decode("sample-top-p", 2, V=150, scale=0.5, options=sampling(2, top_p=0.7)),
+    Decode("sample-top-k-and-p", 2, V=24, twins=True, options=sampling(3, top_k=7, top_p=0.9, temperature=1.5)),
+    Decode("sample-everything-ties", 1, V=70, scale=0.0, eos=0.0, options=sampling(4, top_k=20, top_p=0.5)),
+    Decode("sample-the-likeliest", 2, V=138, eos=0.0, options=sampling(2, top_p=1e-9)),
+    Decode("sample-cold", 2, options=sampling(2, temperature=1e-38)),
+    Decode("sample-two-words", 1, V=2, options=sampling(2)),
+    Decode("sample-dead-words", 2, dead=(0, 3, 4, 7, 22), options=sampling(2, top_k=19)),
+    Decode("sample-out-of-words", 2, V=5, static_layer=0, hidden=(5,), options=sampling(
+        3, max_new_tokens=6, no_repeat_ngram_size=1, suppress_tokens=(0,))),
+    Decode("sample-34-parts", 1, V=2113, E=4, hidden=(4,), static_layer=0, scale=0.5, eos=-3.0, dead=tuple(range(5, 2060)),
+           options=sampling(2, max_new_tokens=2, top_k=50, top_p=0.9)),
+    Decode("sample-image-first-table", 2, static_layer=None, image_first=True, table=True, options=sampling(2)),
+    Decode("sample-bfloat16", 2, dtype="bfloat16", options=sampling(2, top_k=6)),
+    Decode("sample-float16", 1, dtype="float16", options=sampling(2, top_p=0.8)),
+    Decode("sample-no-images", 0, options=sampling(2)),
 ]  # fmt: skip
 BY_NAME = {case.name: case for case in CASES}
 
 # Together they run every line of the kernels.
-NAMES = "rules greedy-repetition wanted-repetition caffe image-first-table static-table out-of-words bfloat16 float16"
+NAMES = (
+    "rules greedy-repetition wanted-repetition caffe image-first-table static-table out-of-words bfloat16 float16"
+    " sample-rules sample-top-k-and-p sample-34-parts"
+)
 SUSPECTS = [BY_NAME[name] for name in NAMES.split()]
 
 
@@ -90,18 +120,19 @@ def test_tracing_knows_the_size(library, case):
     assert real == traced
 
 
-@pytest.mark.parametrize("name", ["plain", "caffe"])
+@pytest.mark.parametrize("name", ["plain", "caffe", "sample-portions"])
 def test_an_image_does_not_depend_on_its_batch(library, name):
     for schedule in schedules(6):
         decode_cases.check_alone(library, BY_NAME[name], **schedule)
 
 
-def test_complaints(library):
+@pytest.mark.parametrize("sample", [False, True])
+def test_complaints(library, sample):
     for schedule in schedules(6):
-        decode_cases.check_complaints(library, **schedule)
+        decode_cases.check_complaints(library, sample, **schedule)
 
 
-@pytest.mark.parametrize("name", ["stop-when-full", "out-of-words-caffe"])
+@pytest.mark.parametrize("name", ["stop-when-full", "out-of-words-caffe", "sample-out-of-words"])
 def test_steps_after_the_last_image_change_nothing(library, name):
     """The host stops when it hears that all images are done, be it early or late."""
     case = BY_NAME[name]
@@ -110,7 +141,7 @@ def test_steps_after_the_last_image_change_nothing(library, name):
     packed = decode_cases.packed_of(library, case)
     for steps in range(12, 0, -1):
         actual, progress = decode_cases.run(library, case, packed, features, prefix, steps=steps)
-        if progress["finished"] < case.images:
+        if progress["finished"] < case.searches:
             break
         decode_cases.compare(case, actual, expected)
     assert 1 <= steps < 9
@@ -122,8 +153,8 @@ def test_steps_after_the_last_image_change_nothing(library, name):
 def test_planted_bug_is_found(mutation, check):
     def run(mutant, **schedule):
         for name in check.split():
-            if name == "complaints":
-                decode_cases.check_complaints(mutant, **schedule)
+            if name.endswith("complaints"):
+                decode_cases.check_complaints(mutant, name.startswith("sample"), **schedule)
             else:
                 decode_cases.check_decode(mutant, BY_NAME[name], fresh="pad" in mutation.kernel, **schedule)
 

@@ -44,5 +44,6 @@ def test_decode(library, case):
     decode_cases.check_decode(library, case, fresh=True)
 
 
-def test_decode_complains(library):
-    decode_cases.check_complaints(library)
+@pytest.mark.parametrize("sample", [False, True])
+def test_decode_complains(library, sample):
+    decode_cases.check_complaints(library, sample)
