@@ -252,6 +252,21 @@ def test_caffe_features_are_layers_of_one_net(features):
     assert hasattr(Small(features), "fc7") == (features != "fc6")  # layers beyond the features are not made
 
 
+def test_large_batches_go_through_a_few_at_a_time_without_gradients():
+    encoder, seen = create_encoder("timm/test_resnet", weights=None), []
+    encoder.net.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    images = torch.rand(10, 3, encoder.image_size, encoder.image_size)
+    with torch.no_grad():
+        parts = encoder(images)
+        assert seen == [4, 4, 2]
+        torch.testing.assert_close(parts, encoder.net(images))
+    seen.clear()
+    encoder(images)
+    with torch.no_grad():
+        encoder.train()(images)
+    assert seen == [10, 10]
+
+
 def test_train_transform_is_seeded():
     image = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
     encoder = _lite0()
