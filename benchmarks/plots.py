@@ -5,6 +5,7 @@ from typing import Any
 
 import harness
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -50,9 +51,47 @@ def captions() -> None:
     left.legend(fontsize=7, loc="lower right")
     right.set(xlabel="vocabulary used, %", ylabel="sentences not among the training captions, %")
     figure.suptitle("LRCN on the 113 dev photos of Flickr8k-small", fontsize=10)
-    FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / "captions.png", dpi=110)
 
 
+def recognition() -> None:
+    """Systems on UT-Interaction, and what the best of them takes for what."""
+    _, report = harness.newest("ut_interaction")
+    systems = report["systems"]
+    names = [*systems, *report["controls"]]
+    values = [100 * systems[n]["accuracy"] for n in systems]
+    values += [100 * v for v in report["controls"].values()]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    colours = ["tab:grey" if n in report["controls"] else _colour(n) for n in names]
+    left.barh(range(len(names)), values, color=colours)
+    for i, name in enumerate(names):
+        for seed in systems[name]["seeds"] if name in systems else ():
+            left.plot(100 * seed, i, "k|", markersize=6)
+    left.axvline(100 / len(report["classes"]), color="black", linewidth=1, linestyle=":")
+    left.set_yticks(range(len(names)), names, fontsize=7)
+    left.invert_yaxis()
+    left.set(xlabel="accuracy, %; ticks: seeds; dotted: chance", xlim=(0, 100))
+    best = max(systems, key=lambda n: systems[n]["accuracy"])
+    confusion = np.array(systems[best]["confusion"])
+    right.imshow(confusion, cmap="Blues")
+    for (row, column), count in np.ndenumerate(confusion):
+        colour = "white" if count > confusion.max() / 2 else "black"
+        right.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    ticks = range(len(report["classes"]))
+    right.set_xticks(ticks, report["classes"], rotation=30, ha="right", fontsize=8)
+    right.set_yticks(ticks, report["classes"], fontsize=8)
+    right.set(xlabel=f"{best}: predicted (clips of all seeds)", ylabel="true")
+    figure.suptitle("UT-Interaction set 1, one sequence of ten held out at a time", fontsize=10)
+    figure.savefig(FIGURES / "recognition.png", dpi=100)
+
+
+def _colour(name: str) -> str:
+    if "+" in name:
+        return "tab:green"
+    return "tab:orange" if "single" in name else "tab:blue"
+
+
 if __name__ == "__main__":
+    FIGURES.mkdir(exist_ok=True)
     captions()
+    recognition()

@@ -16,6 +16,7 @@ import flickr8k
 import harness
 import retrieval
 import units
+import ut_interaction
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md")
@@ -148,12 +149,24 @@ def described() -> str:
     return f"{describe.markdown(report)}\n\n{note}\n"
 
 
+def recognised() -> str:
+    """Activity recognition on UT-Interaction: every system, and the controls."""
+    path, report = harness.newest("ut_interaction")
+    note = (
+        f"{report['data']}; mean of {len(report['seeds'])} seeds. Settings: {report['settings']} "
+        f"([data](../benchmarks/results/{path.name}); "
+        "[folds and confusion matrices](../benchmarks/results/ut_interaction.md))."
+    )
+    return f"{ut_interaction.systems_table(report)}\n\n{note}\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
     "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
     "decode": lambda: speed("decode", "beam search, LRCN_2f, V=8801, E=H=1000, K=5, 20 steps"),
     "captions": captions,
     "paper-captions": ablation,
+    "paper-recognition": recognised,
     "paper-retrieval": retrieved,
     "paper-unit-captions": unit_captions,
     "paper-unit-retrieval": unit_retrieval,

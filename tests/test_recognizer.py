@@ -209,6 +209,7 @@ def test_padding_keeps_shape_and_everything(shape):
         {},
         {"recurrent": False},
         {"stream": "flow", "sampling": "uniform", "clip_length": 5, "feature_projection": 3},
+        {"clip_length": 8, "frames_per_step": 2, "feature_change": "first", "frame_weights": "last"},
     ],
 )
 def test_bundles_come_back(tmp_path, options):

@@ -78,7 +78,8 @@ def test_order_is_learned_by_the_lstm_only(tmp_path, videos):
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, videos, monkeypatch):
     values = config(
-        videos, {"steps": 7, "encoder": "train", "evaluate_every": 4, "batch_size": 2, "accumulate": 2},
+        videos, {"steps": 7, "encoder": "train", "evaluate_every": 4, "batch_size": 2, "accumulate": 2,
+         "mixup": 0.4},
         {"sampling": "clips", "clip_length": 2, "clip_stride": 4, "feature_norm": "none"},
     )  # fmt: skip
     train(parse_config(values), tmp_path / "whole", device="cpu")

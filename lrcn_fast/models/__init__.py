@@ -9,7 +9,7 @@ from typing import Any
 # Public name -> module that defines it.
 _NAMES = {
     "ActivityRecognizer": "lrcn_fast.models.recognizer",
-    "Recognition": "lrcn_fast.models.recognizer",
+    "Recognition": "lrcn_fast.models.recognition",
     "Caption": "lrcn_fast.models.captioner",
     "Captioner": "lrcn_fast.models.captioner",
     "Generation": "lrcn_fast.models.captioner",

@@ -7,6 +7,8 @@ Donahue et al., "Long-term Recurrent Convolutional Networks for Visual Recogniti
     h_t = x_t                    the single-frame baseline, recurrent=False
 
 A video's probabilities are the mean of those of all frames of all its clips (16 frames, one clip every 8).
+Not from the paper, and off unless asked for: several frames may share a step of the LSTM, which may read
+(x_t, x_t - x_1), and late frames may count for more.
 
 Shapes: B clips, T frames of the longest clip, N frames of a video, S side of the CNN's images, C features of
 the CNN, F features after normalisation and projection, H hidden, K classes.
@@ -14,7 +16,6 @@ the CNN, F features after normalisation and projection, H hidden, K classes.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -28,40 +29,21 @@ from lrcn_fast.models.bundle import Pretrained
 from lrcn_fast.models.clip_views import CROPS, clip_frames
 from lrcn_fast.models.conditioning import ConditionedFeatures
 from lrcn_fast.models.encoders import Encoder, create_encoder
+from lrcn_fast.models.recognition import (
+    FRAME_WEIGHTS,
+    ActivityStream,
+    Recognition,
+    RecognizerDropout,
+    frame_weights,
+    recognizer_preprocessing,
+    step_means,
+)
 from lrcn_fast.nn import LSTM
 
-__all__ = ["ActivityRecognizer", "ActivityStream", "Recognition", "RecognizerDropout"]
+__all__ = ["ActivityRecognizer"]
 
-Probabilities = npt.NDArray[np.float32]
-
-
-@dataclass
-class RecognizerDropout:
-    """Training-time dropout of an ``ActivityRecognizer``; the paper: 0.9 on fc6, 0.5 on the LSTM's output."""
-
-    features: float = 0.0
-    output: float = 0.0
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """What was recognised in one video.
-
-    Attributes:
-        classes: Names of the K classes.
-        probabilities: Mean over all frames of all clips and crops. [K] float32.
-        frame_probabilities: For each frame of the video the mean over the clips and crops that it is part of.
-            A frame that no clip holds has those of the nearest that is in one. [N, K] float32.
-    """
-
-    classes: tuple[str, ...]
-    probabilities: Probabilities
-    frame_probabilities: Probabilities
-
-    def top(self, k: int = 1) -> list[tuple[str, float]]:
-        """Names and probabilities of the k likeliest classes."""
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(self.classes[i], float(self.probabilities[i])) for i in order]
+SAMPLING = ("clips", "uniform")
+FEATURE_CHANGE = ("none", "first")
 
 
 class ActivityRecognizer(ConditionedFeatures, Pretrained):
@@ -85,6 +67,12 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             ``set_feature_statistics``; "l2": unit length.
         feature_projection: Size of a learned linear map on the features; 0: none, F is C.
         feature_activation: "none", "relu" or "tanh", after the projection.
+        frames_per_step: The LSTM makes one step for so many frames and reads the mean of their CNN features;
+            all of them get that step's prediction.
+        feature_change: "none"; "first": the LSTM also reads how the features of a step differ from those of
+            the clip's first, 2 F numbers in all.
+        frame_weights: How much each frame of a clip counts, in the loss and in the prediction: "uniform", as
+            in the paper; "linear": in proportion to its number; "last": only the last.
         caffe_release: Do as the code that came with the paper where that differs from what it says: mirrored
             flow is not negated at test time, and the red mean of the hybrid net is 128.68 (a typo that its
             LSTMs were trained with).
@@ -121,6 +109,9 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         feature_norm: str = "none",
         feature_projection: int = 0,
         feature_activation: str = "none",
+        frames_per_step: int = 1,
+        feature_change: str = "none",
+        frame_weights: str = "uniform",
         caffe_release: bool = False,
         init_scale: float = 0.0,
         dropout: RecognizerDropout | None = None,
@@ -138,7 +129,12 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
                 f"ActivityRecognizer: num_classes must be the number of classes = {len(classes)}, "
                 f"got {num_classes}"
             )
-        for name, value, choices in (("stream", stream, ("rgb", "flow")), ("sampling", sampling, SAMPLING)):
+        for name, value, choices in (
+            ("stream", stream, ("rgb", "flow")),
+            ("sampling", sampling, SAMPLING),
+            ("feature_change", feature_change, FEATURE_CHANGE),
+            ("frame_weights", frame_weights, FRAME_WEIGHTS),
+        ):
             if value not in choices:
                 raise ValueError(
                     f"ActivityRecognizer: {name} must be one of {', '.join(choices)}, got {value!r}"
@@ -147,19 +143,32 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             ("hidden_size", hidden_size),
             ("clip_length", clip_length),
             ("clip_stride", clip_stride),
+            ("frames_per_step", frames_per_step),
         ):
             _positive(name, size)
+        for name, given, plain in (
+            ("feature_change", feature_change, "none"),
+            ("frames_per_step", frames_per_step, 1),
+        ):
+            if given != plain and not recurrent:
+                raise ValueError(
+                    f"ActivityRecognizer: {name} must be {plain!r} without an LSTM (recurrent=False), "
+                    f"got {given!r}"
+                )
         if isinstance(encoder, str):
             encoder = create_encoder(encoder, weights=encoder_weights, **(encoder_options or {}))
         self.encoder = cast(Any, encoder)
         self.classes = tuple(classes)
         self.hidden_size, self.recurrent, self.stream_kind = hidden_size, recurrent, stream
         self.sampling, self.clip_length, self.clip_stride = sampling, clip_length, clip_stride
+        self.frames_per_step, self.feature_change = frames_per_step, feature_change
+        self.frame_weights = frame_weights
         self.caffe_release = caffe_release
         self.dropout = dropout or RecognizerDropout()
         self.details: dict[str, Any] = {}
         self.set_up_features(feature_norm, feature_projection, feature_activation)
-        self.lstm = LSTM(self.feature_dim, hidden_size, batch_first=True) if recurrent else None
+        read = self.feature_dim * (1 if feature_change == "none" else 2)
+        self.lstm = LSTM(read, hidden_size, batch_first=True) if recurrent else None
         self.classifier = nn.Linear(hidden_size if recurrent else self.feature_dim, len(classes))
         if init_scale > 0:
             nn.init.normal_(self.classifier.weight, std=init_scale)
@@ -186,14 +195,20 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             frames: Preprocessed frames [B, T, 3, S, S], which the CNN sees as one batch of B T images, or
                 its features [B, T, C].
             lengths: Frames of each clip, 1 to T; None: T. What lies past them is not computed. [B] int64.
-            state: h and c of the LSTM before the first frame, zeros if None. [1, B, H] each.
+            state: h and c of the LSTM before the first frame, zeros if None; with ``feature_change`` only
+                ``stream`` can go on where a clip was left. [1, B, H] each.
 
         Returns:
             Logits [B, T, K]; past a clip's length they mean nothing.
 
         Raises:
-            ValueError: another shape, or a length out of range.
+            ValueError: another shape, a length out of range, or a state with ``feature_change``.
         """
+        if state is not None and self.feature_change != "none":
+            raise ValueError(
+                f"ActivityRecognizer: state must be None with feature_change {self.feature_change!r}, "
+                f"which needs the clip's first frame, got {type(state).__name__}"
+            )
         return self._run(self._features_of(frames, lengths), lengths, state)[0]
 
     def _features_of(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
@@ -221,19 +236,30 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         return some.new_zeros(B, T, C).masked_scatter(real[:, :, None], some)
 
     def _run(
-        self, features: Tensor, lengths: Tensor | None, state: tuple[Tensor, Tensor] | None = None
+        self,
+        features: Tensor,
+        lengths: Tensor | None,
+        state: tuple[Tensor, Tensor] | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         B, T, _ = features.shape
-        p = self.dropout
-        x = self.condition(features.flatten(0, 1)).view(B, T, self.feature_dim)
+        p, n = self.dropout, self.frames_per_step
+        if lengths is not None:
+            lengths = lengths.to(features.device)
+        if n > 1:
+            features, lengths = step_means(features, lengths, n)
+        x = self.condition(features.flatten(0, 1)).view(B, -1, self.feature_dim)
+        if self.feature_change == "first":
+            start = x[:, :1] if first is None else self.condition(first)[:, None]
+            x = torch.cat([x, x - start], 2)
         x = F.dropout(x, p.features, self.training)
         if self.lstm is not None:
-            if lengths is not None:
-                lengths = lengths.to(x.device)
             # Under autocast the projection returns half precision; the recurrence is float32.
             output, state = self.lstm(x.to(self.classifier.weight.dtype), state, lengths=lengths)
             x = F.dropout(cast(Tensor, output), p.output, self.training)
         logits: Tensor = self.classifier(x)
+        if n > 1:
+            logits = logits.repeat_interleave(n, 1)[:, :T]
         return logits, state
 
     def loss(
@@ -245,38 +271,54 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> Tensor:
-        """Cross-entropy over all frames of all clips, each with its clip's label: their mean, or "sum".
+        """Cross-entropy over all frames of all clips, each with its clip's label and its weight.
 
         Args:
             frames: As in ``forward``.
-            labels: Class of each clip. [B] int64.
+            labels: Class of each clip, [B] int64, or the probabilities of the classes, [B, K].
             lengths: As in ``forward``.
             label_smoothing: Share of the target that is spread over all classes.
-            reduction: "mean" or "sum".
+            reduction: "mean" over the frames, or "sum". The weights of a clip sum to its length.
         """
         logits = self(frames, lengths)
-        B, T, K = logits.shape
+        B, T, _ = logits.shape
         if lengths is None:
             lengths = torch.full((B,), T, dtype=torch.int64)
-        real = (torch.arange(T) < lengths.cpu()[:, None]).to(logits.device)
-        targets = labels.to(logits.device)[:, None].expand(B, T)
-        # An ignored target adds nothing, and is not counted by the mean.
-        targets = torch.where(real, targets, -100)
-        return F.cross_entropy(
-            logits.float().reshape(-1, K),
-            targets.reshape(-1),
-            ignore_index=-100,
+        lengths = lengths.to(logits.device)
+        weights = frame_weights(self.frame_weights, lengths, T)
+        counted = weights > 0
+        clip = torch.arange(B, device=logits.device)[:, None].expand(B, T)[counted]
+        losses = F.cross_entropy(
+            logits[counted].float(),
+            labels.to(logits.device)[clip],
             label_smoothing=label_smoothing,
-            reduction=reduction,
+            reduction="none",
         )
+        total = (losses * weights[counted]).sum()
+        return total if reduction == "sum" else total / lengths.sum()
 
     # ---- inference ----------------------------------------------------------------------------
 
-    def clips(self, num_frames: int) -> npt.NDArray[np.int64]:
-        """Frame numbers of the clips of a video of ``num_frames`` frames. [clips, clip_length]."""
-        if self.sampling == "uniform":
-            return uniform_indices(num_frames, self.clip_length)[None]
-        return clip_indices(num_frames, self.clip_length, self.clip_stride)
+    def clips(
+        self,
+        num_frames: int,
+        *,
+        sampling: str | None = None,
+        clip_length: int | None = None,
+        clip_stride: int | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Frame numbers of the clips of a video of ``num_frames`` frames. [clips, clip_length].
+
+        Args:
+            num_frames: N.
+            sampling: Instead of the model's own.
+            clip_length: Instead of the model's own.
+            clip_stride: Instead of the model's own.
+        """
+        length = clip_length or self.clip_length
+        if (sampling or self.sampling) == "uniform":
+            return uniform_indices(num_frames, length)[None]
+        return clip_indices(num_frames, length, clip_stride or self.clip_stride)
 
     @torch.no_grad()
     def recognize(
@@ -324,19 +366,13 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
                     opened, crops=crops, sampling=sampling, clip_length=clip_length,
                     clip_stride=clip_stride, batch_size=batch_size,
                 )  # fmt: skip
-        sampling = sampling or self.sampling
-        if sampling not in SAMPLING:
+        if sampling is not None and sampling not in SAMPLING:
             raise ValueError(
                 f"ActivityRecognizer.recognize: sampling must be one of {', '.join(SAMPLING)}, "
                 f"got {sampling!r}"
             )
-        length = clip_length or self.clip_length
         N = len(video)
-        clips = (
-            uniform_indices(N, length)[None]
-            if sampling == "uniform"
-            else clip_indices(N, length, clip_stride or self.clip_stride)
-        )
+        clips = self.clips(N, sampling=sampling, clip_length=clip_length, clip_stride=clip_stride)
         used = np.unique(clips)
         return self.recognize_features(
             self.features(video, used, crops=crops, batch_size=batch_size), clips, N
@@ -359,18 +395,22 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
         used, where = np.unique(clips, return_inverse=True)
         rows = torch.from_numpy(where.reshape(clips.shape)).to(self.device)
         total = torch.zeros(len(used), len(self.classes), dtype=torch.float64)
+        whole = torch.zeros(len(self.classes), dtype=torch.float64)
         count = np.zeros(len(used))
+        T = clips.shape[1]
+        weights = frame_weights(self.frame_weights, torch.tensor([T]), T)[0].double()
         for one in features:
             for start in range(0, len(clips), 64):
                 part = rows[start : start + 64]
                 p = self(one[part]).float().softmax(-1).double().cpu()
                 total.index_add_(0, part.reshape(-1).cpu(), p.flatten(0, 1))
+                whole += (p * weights[:, None]).sum((0, 1))
             np.add.at(count, where.reshape(-1), 1)
         frames = (total / torch.from_numpy(count)[:, None]).numpy()
         nearest = np.abs(used[None, :] - np.arange(N)[:, None]).argmin(1) if len(used) < N else slice(None)
         return Recognition(
             self.classes,
-            (total.sum(0).numpy() / count.sum()).astype(np.float32),
+            (whole.numpy() / count.sum()).astype(np.float32),
             frames[nearest].astype(np.float32),
         )
 
@@ -401,7 +441,7 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
     @property
     def preprocessing(self) -> Any:
         """From a frame to the CNN's input: the encoder's own, but for flow and for ``caffe_release``."""
-        return _preprocessing(self.encoder, self.stream_kind, self.caffe_release)
+        return recognizer_preprocessing(self.encoder, self.stream_kind, self.caffe_release)
 
     def stream(self) -> "ActivityStream":
         """Recognise frame by frame: an object with ``push(frame)``, which keeps the LSTM's state."""
@@ -427,6 +467,9 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             "sampling": self.sampling,
             "clip_length": self.clip_length,
             "clip_stride": self.clip_stride,
+            "frames_per_step": self.frames_per_step,
+            "feature_change": self.feature_change,
+            "frame_weights": self.frame_weights,
             "caffe_release": self.caffe_release,
             **self.feature_config(),
         }
@@ -451,45 +494,6 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
     ) -> "ActivityRecognizer":
         """See ``Pretrained``."""
         return cls(Encoder.from_config(sizes.pop("encoder", None)), **sizes)
-
-
-class ActivityStream:
-    """A video as it comes; made by ``ActivityRecognizer.stream``."""
-
-    def __init__(self, model: ActivityRecognizer) -> None:
-        self._model = model
-        self._preprocessing = model.preprocessing
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the frames so far: the next is the first of a new video."""
-        self._state: tuple[Tensor, Tensor] | None = None
-        self.frames = 0
-
-    @torch.no_grad()
-    def push(self, frame: Any) -> Probabilities:
-        """Take the next frame (uint8 [H, W, 3]; a flow picture for a flow model). Returns [K] float32."""
-        model = self._model
-        image = torch.from_numpy(self._preprocessing(frame)).to(model.device)
-        features = model.encoder(image[None])[None]
-        logits, self._state = model._run(features, None, self._state)
-        self.frames += 1
-        p: Probabilities = logits[0, 0].float().softmax(-1).cpu().numpy()
-        return p
-
-
-SAMPLING = ("clips", "uniform")
-
-
-def _preprocessing(encoder: Any, stream: str, caffe_release: bool) -> Any:
-    import dataclasses
-
-    held = encoder.preprocessing
-    if stream == "flow":
-        return dataclasses.replace(held, mean=(128.0, 128.0, 128.0))
-    if caffe_release and held.mean == (103.939, 116.779, 123.68):
-        return dataclasses.replace(held, mean=(103.939, 116.779, 128.68))
-    return held
 
 
 def _positive(name: str, value: object, where: str = "ActivityRecognizer") -> None:

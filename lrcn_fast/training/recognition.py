@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcn_fast.data import (
@@ -17,14 +18,15 @@ from lrcn_fast.data import (
     uniform_indices,
 )
 from lrcn_fast.evaluation.recognition import recognition_metrics
-from lrcn_fast.models.recognizer import ActivityRecognizer, Recognition, RecognizerDropout
+from lrcn_fast.models.recognition import Recognition, RecognizerDropout
+from lrcn_fast.models.recognizer import ActivityRecognizer
 from lrcn_fast.training.clips import ClipStream, VideoFeatures, VideoReader
 from lrcn_fast.training.config import TrainConfig
 from lrcn_fast.training.encoders import cut_frames
 from lrcn_fast.training.recognition_config import RecognitionConfig, RecognitionPhase, VideoConfig
 from lrcn_fast.training.tasks import Batches, Context, Stage, Task
 
-__all__ = ["RecognitionTask", "read_videos"]
+__all__ = ["RecognitionTask", "mix_clips", "read_videos"]
 
 
 class _Objective(nn.Module):
@@ -78,8 +80,8 @@ class RecognitionTask(Task):
                 key: getattr(m, key)
                 for key in (
                     "recurrent", "hidden_size", "stream", "sampling", "clip_length", "clip_stride",
-                    "feature_norm", "feature_projection", "feature_activation", "caffe_release",
-                    "init_scale",
+                    "feature_norm", "feature_projection", "feature_activation", "frames_per_step",
+                    "feature_change", "frame_weights", "caffe_release", "init_scale",
                 )
             },
         )  # fmt: skip
@@ -127,7 +129,7 @@ class RecognitionTask(Task):
             _Objective(model, phase.label_smoothing),
             parameters,
             stream.batches_per_epoch,
-            lambda start, stop: self._batches(phase, stream, start, stop),
+            lambda start, stop: self._batches(index, stream, start, stop),
             None if self._validation is None else lambda: self._scores(phase),
         )
 
@@ -175,8 +177,8 @@ class RecognitionTask(Task):
             return np.unique(uniform_indices(num_frames, model.clip_length * jitter))
         return np.unique(model.clips(num_frames))
 
-    def _batches(self, phase: RecognitionPhase, stream: ClipStream, start: int, stop: int) -> Batches:
-        device = self.context.device
+    def _batches(self, index: int, stream: ClipStream, start: int, stop: int) -> Batches:
+        phase, device = self.config.phases[index], self.context.device
         labels = torch.from_numpy(self._train.labels)
         count = float(stream.size * self.model.clip_length)
         cached = None
@@ -185,7 +187,12 @@ class RecognitionTask(Task):
         for n in range(start, stop):
             clips = stream[n]
             frames = self._reader.pixels(clips) if cached is None else cached.clips(clips)
-            yield (frames.to(device), labels[[c.video for c in clips]].to(device)), count
+            targets = labels[[c.video for c in clips]]
+            if phase.mixup > 0:
+                rng = np.random.default_rng((self.config.seed, index, n, 2, self.context.rank))
+                targets = F.one_hot(targets, len(self.model.classes)).float()
+                frames, targets = mix_clips(frames, targets, phase.mixup, rng)
+            yield (frames.to(device), targets.to(device)), count
 
     def _scores(self, phase: RecognitionPhase) -> dict[str, float]:
         assert self._validation is not None
@@ -229,6 +236,25 @@ class RecognitionTask(Task):
                 return model.recognize(video, crops=self.config.crops, batch_size=self.config.encode_batch)
         features = cached.video(index).to(self.context.device)
         return model.recognize_features(features, model.clips(N), N)
+
+
+def mix_clips(
+    frames: Tensor, targets: Tensor, alpha: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix every clip, and its target, with another of the batch.
+
+    Args:
+        frames: [B, T, ...].
+        targets: Probabilities of the classes. [B, K].
+        alpha: Each clip keeps a part drawn from Beta(alpha, alpha).
+        rng: Draws the parts, then who is mixed with whom.
+    """
+    B = len(frames)
+    part = torch.from_numpy(rng.beta(alpha, alpha, B).astype(np.float32))
+    other = torch.from_numpy(rng.permutation(B))
+    wide = part.view(B, *[1] * (frames.dim() - 1))
+    mixed = torch.lerp(frames[other], frames, wide.expand_as(frames))
+    return mixed, torch.lerp(targets[other], targets, part[:, None].expand_as(targets))
 
 
 def read_videos(config: VideoConfig, seed: int) -> tuple[VideoSet, VideoSet | None]:

@@ -35,6 +35,9 @@ class ModelConfig:
     feature_norm: str = field(default="none", metadata=choice("none", "standardize", "l2"))
     feature_projection: int = field(default=0, metadata=least(0))
     feature_activation: str = field(default="none", metadata=choice("none", "relu", "tanh"))
+    frames_per_step: int = field(default=1, metadata=least(1))
+    feature_change: str = field(default="none", metadata=choice("none", "first"))
+    frame_weights: str = field(default="uniform", metadata=choice("uniform", "linear", "last"))
     init_scale: float = field(default=0.0, metadata=least(0.0))
     """Deviation of the classifier's first weights and bound of the LSTM's, as the release (0.01); 0: torch's
     defaults."""
@@ -92,6 +95,9 @@ class RecognitionPhase(PhaseConfig):
     jitter: int = field(default=1, metadata=least(1))
     """``sampling: uniform``: a training clip has one of this many frames, an odd number, for each of its
     places, drawn anew; 1: always the middle one."""
+    mixup: float = field(default=0.0, metadata=least(0.0))
+    """Train on mixtures of two clips and of their labels, in parts drawn from Beta(mixup, mixup) (Zhang et
+    al., "mixup", ICLR 2018); 0: none."""
     dropout: RecognizerDropoutConfig = field(default_factory=RecognizerDropoutConfig)
 
 
