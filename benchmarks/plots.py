@@ -1,11 +1,13 @@
 """Draw the figures of docs/ from the committed result files: ``python benchmarks/plots.py``."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 import harness
 import matplotlib as mpl
 import numpy as np
+import units
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -91,7 +93,42 @@ def _colour(name: str) -> str:
     return "tab:orange" if "single" in name else "tab:blue"
 
 
+def rnn_and_lstm() -> None:
+    """Plain recurrent layers against LSTM: what is learned over the epochs, and CIDEr-D by way to decode."""
+    _, report = harness.newest("units")
+    figure, (loss, cider, ways) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    colours = {"rnn": "tab:red", "lstm": "tab:blue"}
+    names: list[str] = []
+    for unit, epochs, runs in units.groups(report):
+        seeded = epochs == min(units.EPOCHS)
+        style: dict[str, Any] = {"color": colours[unit], "linestyle": "-" if seeded else "--"}
+        label = f"{unit.upper()}, {epochs} epochs, " + (f"{len(runs)} seeds" if len(runs) > 1 else "1 seed")
+        for ax, key in ((loss, "validation_loss"), (cider, "cider_d")):
+            curves = [[entry[key] for entry in run["epochs"]] for run in runs]
+            x = range(1, epochs + 1)
+            for curve in curves:
+                ax.plot(x, curve, **style, linewidth=0.6, alpha=0.5)
+            ax.plot(
+                x, [statistics.mean(values) for values in zip(*curves, strict=True)], **style, label=label
+            )
+        if seeded:
+            names = list(runs[0]["decoding"])
+            shift = -0.12 if unit == "rnn" else 0.12
+            for at, way in enumerate(names):
+                scores = [run["decoding"][way]["cider_d"] for run in runs]
+                ways.plot([at + shift] * 2, [min(scores), max(scores)], color=colours[unit], linewidth=1)
+                ways.plot(at + shift, statistics.mean(scores), "o", color=colours[unit], markersize=4)
+    loss.set(xlabel="epoch", ylabel="loss of a dev word, nats")
+    cider.set(xlabel="epoch", ylabel="CIDEr-D, greedy")
+    ways.set(ylabel=f"CIDEr-D after {min(units.EPOCHS)} epochs", ylim=(0, None))
+    ways.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+    loss.legend(fontsize=8)
+    figure.suptitle("LRCN_2f with RNN and with LSTM layers, 113 dev photos of Flickr8k-small", fontsize=10)
+    figure.savefig(FIGURES / "units.png", dpi=110)
+
+
 if __name__ == "__main__":
     FIGURES.mkdir(exist_ok=True)
     captions()
     recognition()
+    rnn_and_lstm()
