@@ -7,12 +7,14 @@ copy with pieces of one file replaced: a mutation test.
 import _ctypes
 import ctypes
 import dataclasses
+import fcntl
 import hashlib
 import os
 import pathlib
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -40,11 +42,17 @@ class SimtError(Exception):
     """A race, stall, bad access or misused primitive, with the schedule that shows it."""
 
 
-def _replace(target: pathlib.Path, command: list[str]) -> None:
-    """Run a command that writes a file; other processes see all of it or none."""
-    part = target.with_suffix(f".{os.getpid()}.part")
-    subprocess.run([*command, "-o", str(part)], check=True)
-    part.replace(target)
+def _make(target: pathlib.Path, command: list[str], given: str | None = None) -> pathlib.Path:
+    """Run a command that writes a file, unless another process has: one of them does, the others wait."""
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with open(target.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                part = target.with_suffix(".part")
+                subprocess.run([*command, "-o", str(part)], check=True, input=given, text=True)
+                part.replace(target)
+    return target
 
 
 def _edit(path: pathlib.Path, edits) -> str:
@@ -72,14 +80,8 @@ def _compile(source: pathlib.Path, text: str, flags: list[str]) -> pathlib.Path:
     headers = [text for _, text in sorted(_headers(text, {}).items())]
     digest = hashlib.sha256("\0".join([text, *headers, *flags]).encode()).hexdigest()[:20]
     target = CACHE / f"{source.stem}-{digest}.o"
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        copy = CACHE / f"{digest}-{os.getpid()}-{source.name}"
-        copy.write_text(f'#line 1 "{source}"\n{text}')
-        command = [*COMMON, *flags, f"-I{source.parent}", f"-I{HERE.parent}", "-x", "c++", "-c", str(copy)]
-        _replace(target, command)
-        copy.unlink()
-    return target
+    command = [*COMMON, *flags, f"-I{source.parent}", f"-I{HERE.parent}", "-x", "c++", "-c", "-"]
+    return _make(target, command, f'#line 1 "{source}"\n{text}')
 
 
 class Library:
@@ -94,6 +96,7 @@ class Library:
 
     def __init__(self, edits=None, unit=None, checked=True, flags=()):
         edits = dict(edits or {})
+        strip = ["-Wl,-S"] if edits else []
         headers = []
         for name in [name for name in edits if name.endswith((".h", ".cuh"))]:
             text = _edit(CUDA / name, edits.pop(name))
@@ -101,18 +104,20 @@ class Library:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
             headers.append(f"-I{folder}")  # searched before the real one
-        objects = [_compile(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
+        jobs = [(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
         for source in [*sorted(CUDA.glob("*.cu")), *sorted(HERE.glob("*.cu"))]:
             include = headers if source.name in (unit or "").split() else []
-            quiet = ["-w"] if include or source.name in edits else []
+            # A mutant is built once and run a few times: source lines are not worth their time.
+            quiet = ["-w", "-g0"] if include or source.name in edits else []
             text = _edit(source, edits.pop(source.name, ()))
             more = [*(CHECKED if checked else ()), *quiet, *include, *flags]
-            objects.append(_compile(source, text, ["-O1", *more]))
+            jobs.append((source, text, ["-O1", *more]))
         assert not edits, f"no such file: {edits}"
-        digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda job: str(_compile(*job)), jobs))
+        digest = hashlib.sha256(" ".join(objects).encode()).hexdigest()[:20]
         target = CACHE / f"simt-{digest}.so"
-        if not target.exists():
-            _replace(target, ["g++", "-shared", "-Wl,--no-undefined", *map(str, objects), "-ldl"])
+        _make(target, ["g++", "-shared", "-Wl,--no-undefined", *strip, *objects, "-ldl"])
         self._dll = ctypes.CDLL(str(target))
         self._dll.simt_switch_ns.restype = ctypes.c_double
         self._dll.simt_switches.restype = ctypes.c_uint64
