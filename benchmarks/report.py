@@ -15,11 +15,12 @@ import describe
 import flickr8k
 import harness
 import retrieval
+import roofline
 import units
 import ut_interaction
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md", ROOT / "docs" / "speed.md")
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -52,6 +53,37 @@ def speed(question: str, title: str, what: str | None = None) -> str:
         f"Milliseconds / speed-up over the first column (range over {env['processes']} fresh processes); "
         f"{env['cpu']}, {env['isa']}, {threads}, torch {env['torch']} "
         f"([data](benchmarks/results/{path.name}))."
+    )
+    return "\n".join([*rows, "", note, ""])
+
+
+def limits() -> str:
+    """Each kernel beside what the machine allows."""
+    path, report = harness.newest("roofline")
+    env = report["environment"]
+    note = (
+        f"Medians over {env['processes']} fresh processes, range of the share; {env['cpu']}, {env['isa']}, "
+        f"{env['threads']} thread{'s' if env['threads'] > 1 else ''} "
+        f"([data](../benchmarks/results/{path.name}))."
+    )
+    return f"{roofline.markdown(report)}\n\n{note}\n"
+
+
+def encoders() -> str:
+    """Encoders on 32 images at once, and as ours take them."""
+    path, report = harness.newest("encode")
+    env = report["environment"]
+    rows = ["| 32 images | at once, ms | lrcn_fast, ms | |", "|---|---|---|---|"]
+    for case in report["cases"]:
+        whole, ours = case["variants"]["whole batch"], case["variants"]["lrcn_fast"]
+        low, high = ours["speedup_range"]
+        times = f"{whole['median_us'] / 1e3:.0f} | {ours['median_us'] / 1e3:.0f}"
+        rows.append(
+            f"| {case['case']['encoder']} | {times} | {ours['speedup']:.2f}x ({low:.2f}-{high:.2f}) |"
+        )
+    note = (
+        f"Medians over {env['processes']} fresh processes; {env['cpu']}, {env['threads']} thread, torch "
+        f"{env['torch']} ([data](../benchmarks/results/{path.name}))."
     )
     return "\n".join([*rows, "", note, ""])
 
@@ -164,6 +196,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
     "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
     "decode": lambda: speed("decode", "beam search, LRCN_2f, V=8801, E=H=1000, K=5, 20 steps"),
+    "limits": limits,
+    "encoders": encoders,
     "captions": captions,
     "paper-captions": ablation,
     "paper-recognition": recognised,

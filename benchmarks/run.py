@@ -6,5 +6,5 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 
-for name in ("lstm", "decode", "report"):
+for name in ("lstm", "decode", "encode", "roofline", "report"):
     subprocess.run([sys.executable, str(FOLDER / f"{name}.py")], check=True)
