@@ -189,4 +189,4 @@ def test_recipes_name_parameters_that_are_there(name):
     for pattern in recipe.phases[0].optimizer.multipliers:
         assert fnmatch.filter(parameters, pattern), pattern
     assert (recipe.model.hidden_size, recipe.model.encoder_features) == (1000, "fc7")
-    assert load_config("videos_frame_lstm").model.architecture == "frame_lstm"
+    assert load_config("videos_mean_pool").model.architecture == "mean_pool"
