@@ -1,4 +1,4 @@
-"""Fill the tables of the README and of docs/paper.md from the committed result files.
+"""Fill the tables of the README and of the docs from the committed result files.
 
 ``python benchmarks/report.py`` rewrites every block between ``<!-- results: name -->`` and
 ``<!-- end -->``; ``--check`` only says whether one is stale. No figure of ours there is typed by hand.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import describe
+import describe_videos
 import flickr8k
 import harness
 import retrieval
@@ -20,7 +21,7 @@ import units
 import ut_interaction
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "paper.md", ROOT / "docs" / "speed.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("paper", "speed", "describe")))
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -192,6 +193,13 @@ def recognised() -> str:
     return f"{ut_interaction.systems_table(report)}\n\n{note}\n"
 
 
+def described_videos() -> str:
+    """Description of real clips from their frames, with sentences made up from the labels."""
+    path, report = harness.newest("describe_videos")
+    note = f"{report['data']}. %, means over the seeds ([data](../benchmarks/results/{path.name}))."
+    return f"{describe_videos.markdown(report)}\n\n{note}\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
     "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
@@ -205,6 +213,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "paper-unit-captions": unit_captions,
     "paper-unit-retrieval": unit_retrieval,
     "paper-description": described,
+    "video-description": described_videos,
 }
 
 
