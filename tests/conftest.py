@@ -63,3 +63,24 @@ def _seeds_and_threads():
     if torch is not None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Which kernels the SIMT emulator ran, at which sizes, under how many schedules."""
+    seeds: dict[str, dict[tuple, set[int]]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, sizes, seed in dict(report.user_properties).get("simt", ()):
+            seeds.setdefault(name, {}).setdefault(tuple(map(tuple, sizes)), set()).add(seed)
+    if not seeds:
+        return
+    terminalreporter.section("kernels in the SIMT emulator")
+    for name, cases in sorted(seeds.items()):
+        values: dict[str, set[int]] = {}
+        for sizes in cases:
+            for key, value in sizes:
+                values.setdefault(key, set()).add(value)
+        ranges = ", ".join(
+            f"{key} {min(v)}" if len(v) == 1 else f"{key} {min(v)} to {max(v)}" for key, v in values.items()
+        )
+        least = min(map(len, cases.values()))
+        terminalreporter.line(f"{name}: {len(cases)} of its cases ({ranges}), {least} schedules each or more")

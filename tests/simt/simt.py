@@ -38,6 +38,10 @@ COMMON = [
 CHECKED = ["-fsanitize=thread,bounds,alignment"]
 
 
+# Launches of the kernels as they are that did not fail, since the last test: launcher, its numbers, seed.
+LAUNCHES: list[tuple[str, tuple[tuple[str, int], ...], int]] = []
+
+
 class SimtError(Exception):
     """A race, stall, bad access or misused primitive, with the schedule that shows it."""
 
@@ -96,6 +100,7 @@ class Library:
 
     def __init__(self, edits=None, unit=None, checked=True, flags=()):
         edits = dict(edits or {})
+        self._mutant = bool(edits)
         strip = ["-Wl,-S"] if edits else []
         headers = []
         for name in [name for name in edits if name.endswith((".h", ".cuh"))]:
@@ -141,6 +146,9 @@ class Library:
         message = function(*values)
         if message is not None:
             raise SimtError(message.decode())
+        if not self._mutant:
+            sizes = [(k, int(v)) for k, v in arguments.items() if isinstance(v, (int, np.integer))]
+            LAUNCHES.append((name, tuple(sizes), seed))
 
     def value(self, name, *numbers):
         """What a function of numbers returns, both int64."""
