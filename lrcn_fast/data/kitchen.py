@@ -8,8 +8,7 @@ activity is drawn uniformly; it decides which tools, kinds of objects and places
 drawn uniformly from there ("none" where an activity has no such thing).
 
 **Sentences.** One to three templates per activity mention some of the variables; subjects, verbs, places and
-some objects have synonyms. Each clip gets several sentences, drawn independently. Articles do not change
-with the word that follows: "a onion".
+some objects have synonyms. Each clip gets several sentences, drawn independently.
 
 **The CRF.** Each variable is seen through Gaussian noise, and the "CRF" knows the noise and the frequency
 of the labels, so that its marginals are right: with a label's vector m_l = (0.8 e_group(l), 0.6 e_l), where
@@ -23,6 +22,7 @@ independently, and what their combination tells is left to the language model, a
 and (c) alike.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -231,4 +231,4 @@ def _sentence(rng: np.random.Generator, scene: tuple[str, ...]) -> str:
     if tool in ("hands", "fingers"):
         template = template.replace("a {t}", f"his {tool}")
     text = template.format(s=rng.choice(SUBJECTS), t=tool, o=thing, a=source, b=target)
-    return text.capitalize() + "."
+    return re.sub(r"\ba (?=[aeiou])", "an ", text).capitalize() + "."
