@@ -87,6 +87,18 @@ def test_formats_are_recognised(tmp_path, name, compressed):
     assert captions.splits == ({"train": 1, "val": 1} if has_splits else {"": 2})
 
 
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_one_record_is_no_mapping(tmp_path, ending):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "a red dog", "split": "train"}' + ending)
+    assert [(c.id, c.captions, c.split) for c in read_captions(path)] == [("a.jpg", ("a red dog",), "train")]
+    path.write_text('{"Image_id": 3, "sentence 1": "a dog", "sentence 2": "a red dog"}' + ending)
+    assert [(c.id, c.captions) for c in read_captions(path)] == [("3", ("a dog", "a red dog"))]
+    # Photos may have such names: captions are lists, the name of a photo is not.
+    path.write_text('{"image": ["a red dog"], "caption": ["a cat"]}' + ending)
+    assert [c.id for c in read_captions(path)] == ["image", "caption"]
+
+
 def test_coco(tmp_path):
     path = tmp_path / "captions_val2014.json"
     path.write_text(json.dumps(COCO))

@@ -161,10 +161,11 @@ def _recognise(text: str, path: Path, format: str) -> tuple[Any, str]:
 
 
 def _json_or_lines(text: str, path: Path) -> Any:
-    """Parse one JSON value, or a list of the objects of JSON lines."""
+    """Parse one JSON value, or a list of the objects of JSON lines, be it one."""
     first, _, rest = text.strip().partition("\n")
     if not (first.startswith("{") and first.rstrip().endswith("}") and rest.lstrip().startswith("{")):
-        return parse_json(text, path, _CALLER)
+        content = parse_json(text, path, _CALLER)
+        return [content] if _is_record(content) else content
     records = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -175,6 +176,16 @@ def _json_or_lines(text: str, path: Path) -> Any:
                     f"{_CALLER}: {path} line {number} must be a JSON object, got: {error}"
                 ) from error
     return records
+
+
+def _is_record(content: Any) -> bool:
+    """Whether an object is one record, with the name of an image, rather than {image: captions}."""
+    if not isinstance(content, dict):
+        return False
+    named = {key.strip().lower(): value for key, value in content.items()}
+    image = next((named[key] for key in _IMAGE_KEYS if key in named), None)
+    said = any(key in _CAPTION_KEYS or _NUMBERED.fullmatch(key) for key in named)
+    return said and isinstance(image, (str, int))
 
 
 def _json_kind(content: Any) -> str | None:
