@@ -128,6 +128,8 @@ def describer(
     if model.nodes:
         clips = _part(crf_clips(model, references), split)
         with_sentences = [clip for clip in clips if clip.sentences]
+        if not with_sentences:
+            raise ValueError(f"--references: clips of {references} must have sentences, got none")
         texts = model.describe(with_sentences, **search)
         found = {c.id: t[0].text if t else "" for c, t in zip(with_sentences, texts, strict=True)}
         people: dict[str, list[str]] = clips.references()

@@ -234,6 +234,10 @@ def test_describe_command(run, tmp_path):
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["clip_id"] for r in records] == ["a", "b", "c"]
     assert all(len(r["sentences"]) == 2 for r in records)
+    write_crf_clips(bad, CrfSet(NODES, [dataclasses.replace(clip, sentences=()) for clip in CLIPS]))
+    status, out, err = run("eval", "--references", bad, "--model", tmp_path / "model")
+    assert (status, out) == (1, "")
+    assert err == f"lrcn-fast: --references: clips of {bad} must have sentences, got none\n"
     other = CrfSet({"activity": ("cut", "peel")}, [CrfClip("a", ((1.0, 0.0),), ("cut",))])
     write_crf_clips(bad, other)
     status, _, err = run(*call, bad)
