@@ -62,7 +62,7 @@ def recognition() -> None:
     systems = report["systems"]
     names = [*systems, *report["controls"]]
     values = [100 * systems[n]["accuracy"] for n in systems]
-    values += [100 * v for v in report["controls"].values()]
+    values += [100 * c["accuracy"] for c in report["controls"].values()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     colours = ["tab:grey" if n in report["controls"] else _colour(n) for n in names]
     left.barh(range(len(names)), values, color=colours)

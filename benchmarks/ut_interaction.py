@@ -119,8 +119,8 @@ def ridge(features: Any, items: Any, weight: float = 1.0) -> Any:
     return scores
 
 
-def controls(args: argparse.Namespace) -> dict[str, float]:
-    """Accuracy of the shape of the crop, and of linear probes of 8 frames."""
+def controls(args: argparse.Namespace) -> dict[str, Any]:
+    """Scores [60, 6] of the shape of the crop, and of linear probes of 8 frames."""
     from lrcn_fast.data import open_video, uniform_indices
     from lrcn_fast.training import load_config
     from lrcn_fast.training.config import task_class
@@ -134,7 +134,7 @@ def controls(args: argparse.Namespace) -> dict[str, float]:
             shapes.append(np.log(video.width / video.height))
     ratio = np.array(shapes)[:, None]
     # One number: its powers, so that a class may be in the middle.
-    scores = {"aspect ratio only": accuracy(ridge(ratio ** np.arange(1, 5), items, 1e-3), items.labels)}
+    scores = {"aspect ratio only": ridge(ratio ** np.arange(1, 5), items, 1e-3)}
 
     class Alone:
         device, process_index, num_processes = torch.device("cpu"), 0, 1
@@ -145,17 +145,16 @@ def controls(args: argparse.Namespace) -> dict[str, float]:
 
             return contextlib.nullcontext()
 
-    config = load_config(
-        "ut_interaction_lrcn_rgb", ["data.held_out_groups=[]", f"data.cache={args.out / 'cache'}"]
-    )
-    task = task_class("recognition", 1)(config, Context(args.out, Alone, Reporter(args.out, False)))
-    features = task._cached(True, 1, True)
-    x = np.stack([features.video(i)[0].numpy() for i in range(len(items))])
-    eight = x[:, uniform_indices(x.shape[1], 8)]
-    scores["linear probe, mean of 8 frames"] = accuracy(ridge(eight.mean(1), items), items.labels)
-    scores["linear probe, 8 frames in order"] = accuracy(
-        ridge(eight.reshape(len(x), -1), items), items.labels
-    )
+    for stream in ("rgb", "flow"):
+        config = load_config(
+            LRCN.format(stream), ["data.held_out_groups=[]", f"data.cache={args.out / 'cache'}"]
+        )
+        task = task_class("recognition", 1)(config, Context(args.out, Alone, Reporter(args.out, False)))
+        features = task._cached(True, 1, True)
+        x = np.stack([features.video(i)[0].numpy() for i in range(len(items))])
+        eight = x[:, uniform_indices(x.shape[1], 8)]
+        scores[f"linear probe of {stream}, mean of 8 frames"] = ridge(eight.mean(1), items)
+        scores[f"linear probe of {stream}, 8 frames in order"] = ridge(eight.reshape(len(x), -1), items)
     return scores
 
 
@@ -203,7 +202,7 @@ def table_stage(args: argparse.Namespace) -> None:
         "classes": list(items.classes),
         "seeds": args.seeds,
         "recipes": {n: _recipe(load_config(*SYSTEMS[n][:2])) for n in found if n in SYSTEMS},
-        "controls": controls(args),
+        "controls": {name: summary(p[None], items) for name, p in controls(args).items()},
         "systems": {name: summary(p, items) for name, p in found.items()},
     }
     path = harness.save(args.results, "ut_interaction", report)
@@ -221,11 +220,10 @@ def _recipe(config: Any) -> dict[str, Any]:
 def systems_table(report: dict[str, Any]) -> str:
     """Accuracy of every system and control, in Markdown."""
     lines = ["| system | accuracy, % | seeds | sequences 1-5 | sequences 6-10 |", "|---|---|---|---|---|"]
-    for name, s in report["systems"].items():
-        seeds = ", ".join(map(_percent, s["seeds"]))
+    for name, s in [*report["systems"].items(), *report["controls"].items()]:
+        seeds = ", ".join(map(_percent, s["seeds"])) if len(s["seeds"]) > 1 else ""
         cells = (_percent(s[k]) for k in ("sequences 1-5", "sequences 6-10"))
         lines.append(f"| {name} | {_percent(s['accuracy'])} | {seeds} | {' | '.join(cells)} |")
-    lines += [f"| {name} | {_percent(value)} | | | |" for name, value in report["controls"].items()]
     return "\n".join(lines)
 
 

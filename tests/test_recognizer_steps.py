@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from lrcn_fast.data import open_video
 from lrcn_fast.models import ActivityRecognizer, create_encoder
-from lrcn_fast.models.recognition import frame_weights, step_means
+from lrcn_fast.models.recognition import RecognizerDropout, frame_weights, nearest_frames, step_means
 from lrcn_fast.training.recognition import mix_clips
 
 
@@ -138,3 +138,33 @@ def test_refusals():
         model(frames_per_step=2, recurrent=False)
     with pytest.raises(ValueError, match=r"feature_change must be 'none' without an LSTM .*, got 'first'"):
         model(feature_change="first", recurrent=False)
+
+
+def test_nearest_frames_by_hand():
+    used = np.array([2, 4, 9])
+    expected = [min(range(3), key=lambda i: (abs(used[i] - n), i)) for n in range(12)]
+    assert nearest_frames(used, 12).tolist() == expected
+    assert nearest_frames(np.array([5]), 3).tolist() == [0, 0, 0]
+    assert nearest_frames(np.arange(4), 4).tolist() == [0, 1, 2, 3]
+
+
+def test_refusals_of_losses_and_features():
+    m = model()
+    x = torch.zeros(2, 3, m.encoder.feature_dim)
+    for labels in (torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match=r"labels must be \[B\] = \[2\] or \[B, K\] = \[2, 3\], got"):
+            m.loss(x, labels)
+    with pytest.raises(ValueError, match="reduction must be mean or sum, got 'none'"):
+        m.loss(x, torch.zeros(2, dtype=torch.int64), reduction="none")
+    with pytest.raises(ValueError, match=r"frames must hold a clip of a frame, got \[0, 3, "):
+        m(x[:0])
+    with pytest.raises(ValueError, match=r"features must be \[crops, n, C\] with n = 4, .* got \[1, 3, "):
+        m.recognize_features(x[:1], np.array([[0, 1, 2, 3]]), 4)
+    with pytest.raises(ValueError, match=r"RecognizerDropout: output must be in \[0, 1\), got 2.0"):
+        RecognizerDropout(output=2.0)
+    with pytest.raises(ValueError, match="init_scale must be >= 0, got -1"):
+        model(init_scale=-1)
+    with torch.no_grad():
+        m.classifier.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="the model's logits must be finite, got NaN"):
+        m.recognize_features(x[:1], np.array([[0, 1, 2]]), 3)

@@ -490,6 +490,10 @@ def test_another_configuration_does_not_resume(tmp_path, captions):
     with pytest.raises(ValueError, match=r"checkpoint\.pt must be of this configuration, got another "
                        r"phases\[0\]\.batch_size \(4 there, 8 here\)"):  # fmt: skip
         train(parse_config(values), tmp_path, device="cpu")
+    broken = {**values, "data": {**values["data"], "captions": str(tmp_path / "nothing.json")}}
+    with pytest.raises(FileNotFoundError):
+        train(parse_config(broken), tmp_path, device="cpu", restart=True)
+    assert (tmp_path / "model" / "config.json").exists()
     train(parse_config(values), tmp_path, device="cpu", restart=True)
 
 

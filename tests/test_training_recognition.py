@@ -223,6 +223,10 @@ def test_bad_scores():
         ValueError, match=r"probabilities must be \[N, K\] and labels \[N\], N >= 1, got \[0\]"
     ):
         recognition_metrics([], [])
+    with pytest.raises(ValueError, match="probabilities must be finite, got NaN or infinity for video 1"):
+        recognition_metrics([0, 1], [[1, 0], [float("nan"), 0]])
+    with pytest.raises(ValueError, match="labels must be integers, got float64"):
+        recognition_metrics([0.7], [[1, 0]])
     with pytest.raises(ValueError, match="labels must be 0 to 1, got 0 to 2"):
         recognition_metrics([0, 2], [[1, 0], [0, 1]])
     with pytest.raises(ValueError, match="predictions must be as many as labels, 2, got 1"):
@@ -233,6 +237,15 @@ def test_bad_scores():
         late_fusion([1, 0], [1, 0, 0])
     with pytest.raises(ValueError, match=r"flow_weight must be in \[0, 1\], got 2"):
         late_fusion([1, 0], [1, 0], 2)
+
+
+def test_the_last_phase_may_be_an_earlier_one(videos):
+    values = config(videos)
+    values["phases"].append({"name": "tune", "steps": 1, "encoder": "train"})
+    assert [p.name for p in parse_config(values).phases] == ["train", "tune"]
+    cut = parse_config({**values, "last_phase": "train"})
+    assert [p.name for p in cut.phases] == ["train"]
+    assert parse_config(cut.to_dict()).to_dict() == cut.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -248,6 +261,7 @@ def test_bad_scores():
             {"data": {"videos": "x", "held_out_groups": ["1"], "validation_fraction": 0.5}},
             "must set at most one of validation_splits, held_out_groups and validation_fraction, got 2",
         ),
+        ({"last_phase": "end"}, "last_phase must be one of train, got 'end'"),
         (
             {"model": {}, "phases": [{"name": "a", "steps": 1, "jitter": 3}]},
             "jitter must be 1 with sampling 'clips'",

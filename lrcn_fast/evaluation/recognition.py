@@ -74,13 +74,21 @@ def recognition_metrics(labels: Any, probabilities: Any) -> dict[str, float]:
         mean of -log p of the true class.
 
     Raises:
-        ValueError: no video, another shape, or a label out of range.
+        ValueError: no video, another shape, a label out of range or not whole, or a probability that is not
+            finite.
     """
-    p, true = np.asarray(probabilities, np.float64), np.asarray(labels, np.int64)
+    p, true = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or true.shape != p.shape[:1] or not len(true):
         raise ValueError(
             "recognition_metrics: probabilities must be [N, K] and labels [N], N >= 1, got "
             f"{list(p.shape)} and {list(true.shape)}"
+        )
+    if not np.issubdtype(true.dtype, np.integer):
+        raise ValueError(f"recognition_metrics: labels must be integers, got {true.dtype}")
+    if not np.isfinite(p).all():
+        video = int(np.flatnonzero(~np.isfinite(p).all(1))[0])
+        raise ValueError(
+            f"recognition_metrics: probabilities must be finite, got NaN or infinity for video {video}"
         )
     if true.min() < 0 or true.max() >= p.shape[1]:
         raise ValueError(

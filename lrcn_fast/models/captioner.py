@@ -345,6 +345,8 @@ class Captioner(ConditionedFeatures, Pretrained):
             raise ValueError(f"Captioner.log_likelihood: captions must be a list, got {captions!r}")
         if features is None:
             features = self.features(images)
+        if not bool(features.isfinite().all()):
+            raise ValueError("Captioner.log_likelihood: features must be finite, got NaN or infinity")
         end = [self.vocabulary.eos_id] if end_marker else []
         return self.decoder.pairwise_log_likelihood(
             [self.vocabulary.encode(c) + end for c in captions],

@@ -19,6 +19,7 @@ __all__ = [
     "Recognition",
     "RecognizerDropout",
     "frame_weights",
+    "nearest_frames",
     "recognizer_preprocessing",
     "step_means",
 ]
@@ -69,6 +70,20 @@ def step_means(x: Tensor, lengths: Tensor | None, n: int) -> tuple[Tensor, Tenso
     return x / count[:, :, None].to(x.dtype), None if lengths is None else (lengths + n - 1) // n
 
 
+def nearest_frames(used: npt.NDArray[np.int64], num_frames: int) -> npt.NDArray[np.int64]:
+    """For each frame of a video, which of some frames is nearest; the earlier of two.
+
+    Args:
+        used: Rising frame numbers. [n], n >= 1.
+        num_frames: N.
+
+    Returns:
+        Positions in ``used``. [N].
+    """
+    middles = (used[1:] + used[:-1]) / 2
+    return np.searchsorted(middles, np.arange(num_frames), side="left")
+
+
 def recognizer_preprocessing(encoder: Any, stream: str, caffe_release: bool) -> Any:
     """From a frame to the CNN's input: the encoder's own, but for flow and for the release's red mean."""
     held = encoder.preprocessing
@@ -85,6 +100,11 @@ class RecognizerDropout:
 
     features: float = 0.0
     output: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, p in dataclasses.asdict(self).items():
+            if not 0 <= p < 1:
+                raise ValueError(f"RecognizerDropout: {name} must be in [0, 1), got {p}")
 
 
 @dataclass(frozen=True)

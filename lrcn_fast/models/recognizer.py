@@ -35,6 +35,7 @@ from lrcn_fast.models.recognition import (
     Recognition,
     RecognizerDropout,
     frame_weights,
+    nearest_frames,
     recognizer_preprocessing,
     step_means,
 )
@@ -146,6 +147,8 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             ("frames_per_step", frames_per_step),
         ):
             _positive(name, size)
+        if not init_scale >= 0:
+            raise ValueError(f"ActivityRecognizer: init_scale must be >= 0, got {init_scale}")
         for name, given, plain in (
             ("feature_change", feature_change, "none"),
             ("frames_per_step", frames_per_step, 1),
@@ -220,6 +223,10 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
                 f"got {list(frames.shape)}"
             )
         B, T = frames.shape[:2]
+        if B == 0 or T == 0:
+            raise ValueError(
+                f"ActivityRecognizer: frames must hold a clip of a frame, got {list(frames.shape)}"
+            )
         if lengths is not None and (
             lengths.shape != (B,) or bool((lengths < 1).any() or (lengths > T).any())
         ):
@@ -279,9 +286,20 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
             lengths: As in ``forward``.
             label_smoothing: Share of the target that is spread over all classes.
             reduction: "mean" over the frames, or "sum". The weights of a clip sum to its length.
+
+        Raises:
+            ValueError: as ``forward``; labels of another shape; another reduction.
         """
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"ActivityRecognizer.loss: reduction must be mean or sum, got {reduction!r}")
+        B, K = len(frames), len(self.classes)
+        if tuple(labels.shape) not in ((B,), (B, K)):
+            raise ValueError(
+                f"ActivityRecognizer.loss: labels must be [B] = [{B}] or [B, K] = [{B}, {K}], "
+                f"got {list(labels.shape)}"
+            )
         logits = self(frames, lengths)
-        B, T, _ = logits.shape
+        T = logits.shape[1]
         if lengths is None:
             lengths = torch.full((B,), T, dtype=torch.int64)
         lengths = lengths.to(logits.device)
@@ -389,10 +407,18 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
                 [crops, n, C].
             clips: Frame numbers. [clips, T].
             num_frames: N.
+
+        Raises:
+            ValueError: another number of features than of frames in the clips, or the model says NaN.
         """
         self._require_eval("recognize_features")
         N = num_frames
         used, where = np.unique(clips, return_inverse=True)
+        if features.dim() != 3 or features.shape[1] != len(used):
+            raise ValueError(
+                "ActivityRecognizer.recognize_features: features must be [crops, n, C] with n = "
+                f"{len(used)}, the frames of the clips, got {list(features.shape)}"
+            )
         rows = torch.from_numpy(where.reshape(clips.shape)).to(self.device)
         total = torch.zeros(len(used), len(self.classes), dtype=torch.float64)
         whole = torch.zeros(len(self.classes), dtype=torch.float64)
@@ -407,7 +433,11 @@ class ActivityRecognizer(ConditionedFeatures, Pretrained):
                 whole += (p * weights[:, None]).sum((0, 1))
             np.add.at(count, where.reshape(-1), 1)
         frames = (total / torch.from_numpy(count)[:, None]).numpy()
-        nearest = np.abs(used[None, :] - np.arange(N)[:, None]).argmin(1) if len(used) < N else slice(None)
+        if not np.isfinite(frames).all():
+            raise ValueError(
+                "ActivityRecognizer.recognize_features: the model's logits must be finite, got NaN"
+            )
+        nearest = nearest_frames(used, N)
         return Recognition(
             self.classes,
             (whole.numpy() / count.sum()).astype(np.float32),

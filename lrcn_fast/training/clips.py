@@ -53,7 +53,8 @@ class Clip:
 
 
 class ClipStream:
-    """An endless, randomly addressable sequence of batches; an epoch draws one clip from every video.
+    """An endless, randomly addressable sequence of batches; an epoch draws one clip from every video, but for
+    those, others each time, that would not fill a batch.
 
     Args:
         lengths: Frames of each video.
@@ -192,6 +193,7 @@ class VideoFeatures:
         cache: Folder on disk.
         mirror: Compute the mirrored frames too.
         batch_size: Frames per forward pass.
+        negate_flow: Whether mirrored flow is negated, as it should be; the release does not in tests.
         progress: Called with (videos done, videos).
     """
 
@@ -204,6 +206,7 @@ class VideoFeatures:
         *,
         mirror: bool,
         batch_size: int,
+        negate_flow: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         encoder = model.encoder
@@ -214,7 +217,14 @@ class VideoFeatures:
             with reader.open(i) as video:
                 parts = [
                     self._compute(
-                        model, video, reader.keys[i], numbers[i], View(mirror=flipped), store, batch_size
+                        model,
+                        video,
+                        reader.keys[i],
+                        numbers[i],
+                        View(mirror=flipped),
+                        store,
+                        batch_size,
+                        negate_flow=negate_flow,
                     )
                     for flipped in ((False, True) if mirror else (False,))
                 ]
@@ -232,8 +242,13 @@ class VideoFeatures:
         view: View,
         store: FeatureCache,
         batch_size: int,
+        *,
+        negate_flow: bool,
     ) -> Tensor:
         what = [model.preprocessing.config(), dataclasses.asdict(view), model.stream_kind]
+        flow = model.stream_kind == "flow"
+        if flow and view.mirror and not negate_flow:
+            what.append("not negated")
         base = hashlib.sha256(key + json.dumps(what).encode()).digest()
         keys = [hashlib.sha256(base + int(n).to_bytes(8, "little")).digest() for n in numbers]
         features, found = store.get(keys)
@@ -243,7 +258,7 @@ class VideoFeatures:
         for at in range(0, len(todo), batch_size):
             some = todo[at : at + batch_size]
             frames = video.frames(numbers[some])
-            images = clip_frames(model.preprocessing, frames, view, flow=model.stream_kind == "flow")
+            images = clip_frames(model.preprocessing, frames, view, flow=flow and negate_flow)
             features[some] = model.encoder(images.to(model.device)).float().cpu().numpy()
         model.encoder.train(training)
         store.put([keys[n] for n in todo], features[todo])

@@ -114,6 +114,8 @@ class TrainConfig:
     precision: str = field(default="no", metadata=choice("no", "bf16", "fp16"))
     checkpoint_every: int = field(default=500, metadata=least(1))
     """Steps between checkpoints; one is also written at every evaluation and phase end."""
+    last_phase: str | None = None
+    """Name of the phase to end with, such as the one before fine-tuning; null: all of them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, as the YAML file holds."""
@@ -203,6 +205,13 @@ def parse_config(values: Any, name: str = "config") -> TrainConfig:
         raise ValueError(f"{name}: task must be one of {', '.join(TASKS)}, got {task!r}")
     config = typing.cast(TrainConfig, _build(task_class(task, 0), values, name, ""))
     config.check(name)
+    if config.last_phase is not None:
+        names = [phase.name for phase in config.phases]
+        if config.last_phase not in names:
+            raise ValueError(
+                f"{name}: last_phase must be one of {', '.join(names)}, got {config.last_phase!r}"
+            )
+        config.phases = config.phases[: names.index(config.last_phase) + 1]
     return config
 
 

@@ -85,19 +85,20 @@ class Trainer:
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.precision)
         self.is_main = self.accelerator.is_main_process
         if self.is_main:
-            if restart:
-                for name in ("checkpoint.pt", "best.pt", "history.json", "log.jsonl"):
-                    (out / name).unlink(missing_ok=True)
-                for name in ("tensorboard", "model"):
-                    shutil.rmtree(out / name, ignore_errors=True)
             out.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
 
         set_seed(config.seed)
-        state = self._read_checkpoint()
+        state = None if restart else self._read_checkpoint()
         self.report = Reporter(out, self.is_main, progress)
         self.task: Task = task_class(config.task, 1)(config, Context(out, self.accelerator, self.report))
         self.model = self.task.model
+        # Only now: a run whose data cannot be read must not cost the one before.
+        if restart and self.is_main:
+            for name in ("checkpoint.pt", "best.pt", "history.json", "log.jsonl"):
+                (out / name).unlink(missing_ok=True)
+            for name in ("tensorboard", "model"):
+                shutil.rmtree(out / name, ignore_errors=True)
         self.history: list[dict[str, Any]] = []
         self._phase, self._step = 0, 0
         self._best: dict[str, Any] | None = None

@@ -164,6 +164,7 @@ class RecognitionTask(Task):
                         self._folder,
                         mirror=mirror,
                         batch_size=self.config.encode_batch,
+                        negate_flow=train or not self.model.caffe_release,
                         progress=advance,
                     )
         return self._features[key]
