@@ -253,7 +253,7 @@ def test_caffe_features_are_layers_of_one_net(features):
 
 
 def test_large_batches_go_through_a_few_at_a_time_without_gradients():
-    encoder, seen = create_encoder("timm/test_resnet", weights=None), []
+    encoder, seen = create_encoder("timm/test_resnet", weights=None, trainable=True), []
     encoder.net.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     images = torch.rand(10, 3, encoder.image_size, encoder.image_size)
     with torch.no_grad():
@@ -264,7 +264,12 @@ def test_large_batches_go_through_a_few_at_a_time_without_gradients():
     encoder(images)
     with torch.no_grad():
         encoder.train()(images)
-    assert seen == [10, 10]
+    encoder.set_trainable(False)
+    encoder(images.requires_grad_())
+    assert seen == [10, 10, 10]
+    seen.clear()
+    encoder(images.detach())  # a frozen one in training
+    assert seen == [4, 4, 2]
 
 
 def test_train_transform_is_seeded():

@@ -136,12 +136,12 @@ class Encoder(nn.Module):
 
     def _splits(self, images: Tensor) -> bool:
         """Whether the images go through the network a few at a time, which changes nothing but the speed."""
+        frozen = not self.trainable and not images.requires_grad
         return (
             not torch.compiler.is_compiling()
             and images.device.type == "cpu"
             and len(images) > CPU_BATCH
-            and not self.training
-            and not torch.is_grad_enabled()
+            and (frozen or not (self.training or torch.is_grad_enabled()))
             # Their large fully connected layers are read once per batch.
             and self.name not in _CAFFE_NETS
         )
