@@ -100,8 +100,9 @@ def rnn_and_lstm() -> None:
     colours = {"rnn": "tab:red", "lstm": "tab:blue"}
     names: list[str] = []
     for unit, epochs, runs in units.groups(report):
-        style: dict[str, Any] = {"color": colours[unit]}
-        label = f"{unit.upper()}, {len(runs)} seeds"
+        few = len(runs) == 1
+        style: dict[str, Any] = {"color": colours[unit], "linestyle": ":" if few else "-"}
+        label = f"{unit.upper()}, {epochs} epochs, {len(runs)} seed{'' if few else 's'}"
         for ax, key in ((loss, "validation_loss"), (cider, "cider_d")):
             curves = [[entry[key] for entry in run["epochs"]] for run in runs]
             x = range(1, epochs + 1)
@@ -111,14 +112,15 @@ def rnn_and_lstm() -> None:
                 x, [statistics.mean(values) for values in zip(*curves, strict=True)], **style, label=label
             )
         names = list(runs[0]["decoding"])
-        shift = -0.12 if unit == "rnn" else 0.12
+        shift = (-0.12 if unit == "rnn" else 0.12) * (2 if few else 1)
         for at, way in enumerate(names):
             scores = [run["decoding"][way]["cider_d"] for run in runs]
             ways.plot([at + shift] * 2, [min(scores), max(scores)], color=colours[unit], linewidth=1)
-            ways.plot(at + shift, statistics.mean(scores), "o", color=colours[unit], markersize=4)
+            marker = "x" if few else "o"
+            ways.plot(at + shift, statistics.mean(scores), marker, color=colours[unit], markersize=4)
     loss.set(xlabel="epoch", ylabel="loss of a dev word, nats")
     cider.set(xlabel="epoch", ylabel="CIDEr-D, greedy")
-    ways.set(ylabel=f"CIDEr-D after {epochs} epochs", ylim=(0, None))
+    ways.set(ylabel="CIDEr-D; crosses: 25 epochs", ylim=(0, None))
     ways.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     loss.legend(fontsize=8)
     figure.suptitle("LRCN_2f with RNN and with LSTM layers, 113 dev photos of Flickr8k-small", fontsize=10)
