@@ -8,26 +8,22 @@ import typer
 
 from lrcn_fast._cli_options import (
     Beams,
+    Crops,
     Device,
     DeviceName,
     Dtype,
     DtypeName,
+    FlowModel,
+    FlowWeight,
     Json,
     LengthPenalty,
     NewTokens,
     check_device,
+    check_flow,
     progress,
 )
 
 __all__ = ["evaluate"]
-
-
-class CropsName(str, enum.Enum):
-    """Which parts of a frame are seen."""
-
-    CENTRE = "centre"
-    MIRROR = "mirror"
-    TEN = "ten"
 
 
 class FormatName(str, enum.Enum):
@@ -39,14 +35,16 @@ class FormatName(str, enum.Enum):
     UT_INTERACTION = "ut_interaction"
 
 
-MODEL = ("--images", "--out")
-SEARCH = (*MODEL, "--num-beams", "--length-penalty", "--max-new-tokens", "--metric")
+FILES = "--images/--videos"
+MODEL = (FILES, "--out")
+SEARCH = ("--out", "--num-beams", "--length-penalty", "--max-new-tokens", "--metric")
 VIDEOS = ("--format", "--list", "--group", "--crops", "--flow-model", "--flow-weight", "--cache")
 APPLIES = {
-    "captions": ("--candidates", "--images", "--metric"),
-    "a captioner": SEARCH,
+    "captions": ("--candidates", FILES, "--metric"),
+    "a captioner": (FILES, *SEARCH),
     "--retrieval": (*MODEL, "--retrieval", "--end-marker"),
-    "a video describer": SEARCH,
+    "a video describer": (FILES, *SEARCH),
+    "a video describer of CRF outputs": SEARCH,
     "an activity recognizer": (*MODEL, *VIDEOS),
 }
 """Options that not everything has, by what is scored."""
@@ -98,16 +96,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--group", help="Only labelled videos of this group: UT-Interaction's sequences."),
     ] = None,
-    crops: Annotated[
-        CropsName | None,
-        typer.Option("--crops", help="mirror: the centre and its mirror image; ten: corners too."),
-    ] = None,
-    flow_model: Annotated[
-        str | None, typer.Option("--flow-model", help="A second recogniser, that reads optical flow.")
-    ] = None,
-    flow_weight: Annotated[
-        float | None, typer.Option("--flow-weight", min=0, max=1, help="Its share. Default: 0.5.")
-    ] = None,
+    crops: Crops = None,
+    flow_model: FlowModel = None,
+    flow_weight: FlowWeight = None,
     cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps optical flow.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write what --model said of each item, as JSON.")
@@ -130,7 +121,7 @@ def evaluate(
         if metric not in ("meteor", "spice"):
             raise typer.BadParameter(f"--metric must be meteor or spice, got {metric!r}")
     given = {
-        "--candidates": candidates, "--images": images, "--metric": extra, "--retrieval": retrieval,
+        "--candidates": candidates, FILES: images, "--metric": extra, "--retrieval": retrieval,
         "--end-marker": end_marker, "--format": format, "--list": number, "--group": groups, "--crops": crops,
         "--flow-model": flow_model, "--flow-weight": flow_weight, "--cache": cache, "--out": out,
         "--num-beams": num_beams, "--length-penalty": length_penalty, "--max-new-tokens": max_new_tokens,
@@ -147,7 +138,10 @@ def evaluate(
     check_device(device)
     loaded = load_pretrained(str(model), device=device.value)
     ranks = retrieval and isinstance(loaded, Captioner)
-    _check("--retrieval" if ranks else loaded.bundle_noun, given)
+    from_crf = isinstance(loaded, VideoDescriber) and loaded.nodes
+    noun = f"{loaded.bundle_noun} of CRF outputs" if from_crf else loaded.bundle_noun
+    _check("--retrieval" if ranks else noun, given)
+    check_flow(flow_model, flow_weight)
     search = {
         "num_beams": num_beams, "length_penalty": length_penalty, "max_new_tokens": max_new_tokens,
     }  # fmt: skip
@@ -175,7 +169,7 @@ def evaluate(
             crops=crops.value if crops else "centre",
         )
         videos = _evaluate.labelled_videos(
-            references, images, format.value if format else None, number or 1, streams.classes
+            references, images, format.value if format else None, number, streams.classes
         )
         _evaluate.recognizer(report, streams, videos, split, groups or ())
 
@@ -183,5 +177,6 @@ def evaluate(
 def _check(what: str, given: dict[str, Any]) -> None:
     """Refuse options that mean nothing for what is scored."""
     for option, value in given.items():
-        if value not in (None, False, []) and option not in APPLIES[what]:
+        absent = value is None or value is False or value == []
+        if not absent and option not in APPLIES[what]:
             raise typer.BadParameter(f"{option} does not go with {what}")

@@ -12,14 +12,18 @@ import typer
 
 __all__ = [
     "Beams",
+    "Crops",
     "Device",
     "DeviceName",
     "Dtype",
     "DtypeName",
+    "FlowModel",
+    "FlowWeight",
     "Json",
     "LengthPenalty",
     "NewTokens",
     "check_device",
+    "check_flow",
     "check_nbest",
     "print_captions",
     "progress",
@@ -39,6 +43,14 @@ class DtypeName(str, enum.Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
+
+
+class CropsName(str, enum.Enum):
+    """Which parts of a frame are seen."""
+
+    CENTRE = "centre"
+    MIRROR = "mirror"
+    TEN = "ten"
 
 
 def _finite(value: float | None) -> float | None:
@@ -70,6 +82,19 @@ NewTokens = Annotated[
     ),
 ]
 Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Weights of the decoder.")]
+Crops = Annotated[
+    CropsName | None,
+    typer.Option(
+        "--crops", help="mirror: the centre and its mirror image; ten: corners too. Default: centre."
+    ),
+]
+FlowModel = Annotated[
+    str | None, typer.Option("--flow-model", help="A second recogniser, that reads optical flow.")
+]
+FlowWeight = Annotated[
+    float | None,
+    typer.Option("--flow-weight", min=0, max=1, help="Its share; the paper has 0.5 and 0.667. Default: 0.5."),
+]
 
 
 def check_device(device: DeviceName) -> None:
@@ -78,6 +103,12 @@ def check_device(device: DeviceName) -> None:
 
     if device is DeviceName.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("--device must be cpu without an NVIDIA GPU, got cuda")
+
+
+def check_flow(flow_model: str | None, flow_weight: float | None) -> None:
+    """Refuse a weight of nothing."""
+    if flow_weight is not None and flow_model is None:
+        raise typer.BadParameter("--flow-weight goes with --flow-model")
 
 
 def check_nbest(num_return_sequences: int, num_beams: int | None) -> None:

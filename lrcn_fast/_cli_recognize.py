@@ -6,16 +6,19 @@ from typing import Annotated
 
 import typer
 
-from lrcn_fast._cli_options import Device, DeviceName, Json, check_device, progress
+from lrcn_fast._cli_options import (
+    Crops,
+    Device,
+    DeviceName,
+    FlowModel,
+    FlowWeight,
+    Json,
+    check_device,
+    check_flow,
+    progress,
+)
 
 __all__ = ["recognize"]
-
-
-class CropsName(str, enum.Enum):
-    """Which parts of a frame are seen."""
-
-    CENTRE = "centre"
-    TEN = "ten"
 
 
 class FlowMethod(str, enum.Enum):
@@ -35,22 +38,15 @@ def recognize(
     model: Annotated[
         str, typer.Option("--model", help="Folder or hub id of a recogniser of frames, or of flow.")
     ],
-    flow_model: Annotated[
-        str | None, typer.Option("--flow-model", help="A second model, that reads optical flow.")
-    ] = None,
-    flow_weight: Annotated[
-        float,
-        typer.Option("--flow-weight", min=0, max=1, help="Its share; the paper has 0.5 and 0.667."),
-    ] = 0.5,
+    flow_model: FlowModel = None,
+    flow_weight: FlowWeight = None,
     flow_method: Annotated[
         FlowMethod, typer.Option("--flow-method", help="tvl1 and brox need another OpenCV.")
     ] = FlowMethod.DIS,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder that keeps the flow for the next time.")
     ] = None,
-    crops: Annotated[
-        CropsName, typer.Option("--crops", help="ten: corners and centre, and mirrored.")
-    ] = CropsName.CENTRE,
+    crops: Crops = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes per video.")] = 1,
     stream: Annotated[
         bool,
@@ -76,8 +72,9 @@ def recognize(
         raise typer.BadParameter(f"--stream takes one VIDEO, got {len(inputs)}")
     if max_frames is not None and not stream:
         raise typer.BadParameter("--max-frames needs --stream")
-    if stream and (crops is not CropsName.CENTRE or cache is not None):
+    if stream and (crops is not None or cache is not None):
         raise typer.BadParameter("--crops and --cache are for whole files, not for --stream")
+    check_flow(flow_model, flow_weight)
     problems = Problems("lrcn-fast recognize")
     videos = inputs if stream else expand_videos(inputs, problems)
     if not videos:
@@ -96,10 +93,10 @@ def recognize(
     streams = Streams(
         None if flow_alone else first,
         first if flow_alone else second,
-        flow_weight=flow_weight,
+        flow_weight=0.5 if flow_weight is None else flow_weight,
         flow_method=flow_method.value,
         cache=cache,
-        crops=crops.value,
+        crops=crops.value if crops else "centre",
     )
     outputs = Outputs(top_k, as_json, annotate, timeline)
     if stream:

@@ -203,7 +203,7 @@ def retrieval(
 
 
 def labelled_videos(
-    references: Path, videos: Path | None, format: str | None, number: int, classes: Sequence[str]
+    references: Path, videos: Path | None, format: str | None, number: int | None, classes: Sequence[str]
 ) -> VideoSet:
     """Read a set of videos, with labels that are those of the model.
 
@@ -211,19 +211,26 @@ def labelled_videos(
         references: Folder of class folders, of UT-Interaction or of UCF101's lists; or a list.
         videos: Folder of the videos that lists name.
         format: One of the four; None looks: a file is a list, a folder with classInd.txt UCF101's.
-        number: Which of UCF101's lists.
+        number: Which of UCF101's lists; None: the first.
         classes: Of the model.
 
     Raises:
         ValueError: foreign content, missing videos, or a class that the model does not know.
+        BadParameter: ``videos`` or ``number`` with a format that has no lists.
     """
     if format is None:
         looks = "ucf101" if (references / "classInd.txt").exists() else "folders"
         format = "list" if references.is_file() else looks
+    for option, value, formats in (
+        ("--list", number, ("ucf101",)),
+        ("--videos", videos, ("ucf101", "list")),
+    ):
+        if value is not None and format not in formats:
+            raise typer.BadParameter(f"{option} goes with --format {' or '.join(formats)}, got {format}")
     if format == "ucf101":
         if videos is None:
             raise ValueError("--videos must be the folder of UCF101's videos, got nothing")
-        found = read_ucf101(videos, references, split=number)
+        found = read_ucf101(videos, references, split=number or 1)
     elif format == "list":
         found = read_video_list(references, videos, classes=list(classes))
     elif format == "ut_interaction":

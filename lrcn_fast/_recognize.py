@@ -51,7 +51,7 @@ class Streams:
             which reports 1/2 and 2/3.
         flow_method: As in :func:`lrcn_fast.data.optical_flow`.
         cache: Folder of flow pictures; None computes them anew and removes them.
-        crops: "centre" or "ten", for whole files.
+        crops: "centre", "mirror" or "ten", for whole files.
     """
 
     rgb: "ActivityRecognizer | None"
@@ -169,7 +169,7 @@ def recognize_video(video: Video, streams: Streams) -> tuple[Probabilities, Prob
         assert found is not None
         return found.probabilities, found.frame_probabilities
     if len(video) < 2:
-        raise ValueError(f"recognize: {video.name} must have at least 2 frames for optical flow, got 1")
+        raise ValueError(f"{video.name} must have at least 2 frames for optical flow, got 1")
     with contextlib.ExitStack() as stack:
         cache = streams.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pictures = flow_video(video, cache, streams.flow_method)
@@ -269,7 +269,7 @@ def recognize_stream(source: str, streams: Streams, outputs: Outputs, max_frames
                     _print_line(f"{number / fps:.1f} s", best, latencies[-WINDOW:])
     if not rows:
         least = "frames" if streams.rgb is not None else "at least 2 frames for optical flow"
-        raise ValueError(f"recognize: {source} must have {least}, got too few")
+        raise ValueError(f"{source} must have {least}, got too few")
     probabilities = np.stack(rows)
     best = outputs.best(probabilities.mean(0), streams.classes)
     if outputs.as_json:

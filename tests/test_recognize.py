@@ -137,6 +137,11 @@ def test_bad_files_among_good_ones(run, models, videos, tmp_path):
     assert "empty: must hold videos" in problems[0]
     assert "bad.mp4 must be a whole video file" in problems[1]
     assert "missing.mp4 must be a video or a folder of frames, got no such file" in problems[2]
+    short = tmp_path / "short.mp4"
+    encode(numbered(1), str(short), fps=10)
+    wanted = f"{short} must have at least 2 frames for optical flow, got"
+    assert run(short, "--model", "flow") == (1, [], f"lrcn-fast recognize: {wanted} 1\n")
+    assert run(short, "--model", "flow", "--stream") == (1, [], f"lrcn-fast: {wanted} too few\n")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +154,7 @@ def test_bad_files_among_good_ones(run, models, videos, tmp_path):
         (("a.mp4", "--stream", "--crops", "ten", "--model", "rgb"), "are for whole files, not for --stream"),
         (("a.mp4", "--stream", "--cache", "x", "--model", "rgb"), "are for whole files, not for --stream"),
         (("a.mp4", "--flow-weight", 2, "--model", "rgb"), "--flow-weight"),
+        (("a.mp4", "--flow-weight", 0, "--model", "rgb"), "--flow-weight goes with --flow-model"),
         (("a.mp4", "--flow-weight", "nan", "--model", "rgb"), "--flow-weight"),
         (("a.mp4", "--flow-method", "raft", "--model", "rgb"), "--flow-method"),
     ],
@@ -240,10 +246,12 @@ def test_model_from_disk(run, bundle, videos):
     from lrcn_fast.models import ActivityRecognizer
 
     path = videos / "v2.mp4"
-    expected = ActivityRecognizer.from_pretrained(bundle).recognize(path)
-    status, (line,), _ = run(path, "--model", bundle, "--json", "--top-k", 3)
-    assert status == 0
-    assert [(c["label"], c["probability"]) for c in json.loads(line)["classes"]] == expected.top(3)
+    model = ActivityRecognizer.from_pretrained(bundle)
+    for crops in ("ten", "mirror", "centre"):
+        expected = model.recognize(path, crops=crops)
+        status, (line,), _ = run(path, "--model", bundle, "--json", "--top-k", 3, "--crops", crops)
+        assert status == 0
+        assert [(c["label"], c["probability"]) for c in json.loads(line)["classes"]] == expected.top(3)
     _, (line,), _ = run(path, "--model", bundle)
     label, probability = expected.top()[0]
     assert line == f"{path}\t{probability:.3f}\t{label}"

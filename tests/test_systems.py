@@ -236,9 +236,18 @@ def test_description(run, model, data, tmp_path, system):
         ("captions", ("--crops", "ten"), "--crops does not go with a captioner"),
         ("captions", ("--retrieval", "--beam", "2"), "--num-beams does not go with --retrieval"),
         ("captions", ("--end-marker",), "--end-marker does not go with a captioner"),
+        ("captions", ("--flow-weight", "0"), "--flow-weight does not go with a captioner"),
+        ("recognition", ("--flow-weight", "0"), "--flow-weight goes with --flow-model"),
+        ("recognition", ("--list", "2"), "--list goes with --format ucf101, got folders"),
+        ("recognition", ("--videos", "x"), "--videos goes with --format ucf101 or list, got folders"),
         ("recognition", ("--retrieval",), "--retrieval does not go with an activity recognizer"),
         ("recognition", ("--split", "test"), "--split must be one of"),
         ("recognition", ("--group", "1"), "--group must be one of none, got '1'"),
+        (
+            "description of CRF outputs",
+            ("--videos", "x"),
+            "--images/--videos does not go with a video describer of CRF outputs",
+        ),
         ("description of CRF outputs", ("--list", "2"), "--list does not go with a video describer"),
     ],
 )
