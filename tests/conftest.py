@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def _seeds_and_threads():
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Keep what the SIMT emulator (tests/simt) ran with the test's report, for the summary below."""
+    simt = sys.modules.get("simt")
+    if simt is not None:
+        simt.LAUNCHES.clear()
+    result = yield
+    if simt is not None:
+        found = [[name, list(map(list, numbers)), seed] for name, numbers, seed in simt.LAUNCHES]
+        item.user_properties.append(("simt", found))
+    return result
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Which kernels the SIMT emulator ran, at which sizes, under how many schedules."""
     seeds: dict[str, dict[tuple, set[int]]] = {}
@@ -82,5 +96,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
         ranges = ", ".join(
             f"{key} {min(v)}" if len(v) == 1 else f"{key} {min(v)} to {max(v)}" for key, v in values.items()
         )
-        least = min(map(len, cases.values()))
-        terminalreporter.line(f"{name}: {len(cases)} of its cases ({ranges}), {least} schedules each or more")
+        counts = sorted(map(len, cases.values()))
+        terminalreporter.line(
+            f"{name}: {len(cases)} sizes ({ranges}), each under {counts[0]} to {counts[-1]} schedules"
+        )

@@ -194,6 +194,13 @@ def host_sizes(case, rows=None):
     return np.array([*shape, *task], np.int64)
 
 
+def shown(case):
+    """What the summary of a test run says of a case."""
+    c = case.config
+    found = {"images": case.images, "beams": case.beams, "V": case.V, "E": case.E, "steps": c.max_new_tokens}
+    return found | {"layers": len(case.hidden), "dtype": CODE[case.dtype], "samples": int(case.samples)}
+
+
 def _bytes(library, sizes, which):
     function = library._dll.decode_bytes
     function.restype = ctypes.c_int64
@@ -224,7 +231,7 @@ def pack(library, case, w, **schedule):
     }
     heads = {name: numpy(w[name]) for name in ("embedding", "projection", "projection_bias")}
     library.call("decode_pack", sizes=sizes.ctypes.data, **heads, **layers, packed=packed, scratch=scratch,
-                 **schedule)  # fmt: skip
+                 shown=shown(case), **schedule)  # fmt: skip
     return packed
 
 
@@ -254,8 +261,9 @@ def run(library, case, packed, features, prefix, rows=None, steps=None, **schedu
         "banned": banned,
         "uniforms": numpy(case.uniforms()[rows]) if case.samples else None,
     }
+    steps = c.max_new_tokens if steps is None else steps
     library.call("decode", sizes=sizes.ctypes.data, packed=packed, **given, workspace=workspace, **out,
-                 steps=c.max_new_tokens if steps is None else steps, **schedule)  # fmt: skip
+                 steps=steps, shown=shown(case), **schedule)  # fmt: skip
     names = ("finished", "not_finite", "no_word", "bad_feature", "bad_prefix")
     return list(out.values()), dict(zip(names, workspace[:20].view(np.uint32).tolist(), strict=True))
 

@@ -127,8 +127,11 @@ class Library:
         self._dll.simt_switch_ns.restype = ctypes.c_double
         self._dll.simt_switches.restype = ctypes.c_uint64
 
-    def call(self, name, *, policy="random", seed=1, **arguments):
-        """Run one launcher. Arrays become pointers and the only global memory it may touch, numbers int64."""
+    def call(self, name, *, policy="random", seed=1, shown=None, **arguments):
+        """Run one launcher. Arrays become pointers and the only global memory it may touch, numbers int64.
+
+        LAUNCHES keeps the numbers, or those `shown` instead.
+        """
         self._dll.simt_options(POLICIES.index(policy), ctypes.c_uint64(seed))
         self._dll.simt_clear_buffers()
         values = []
@@ -147,8 +150,8 @@ class Library:
         if message is not None:
             raise SimtError(message.decode())
         if not self._mutant:
-            sizes = [(k, int(v)) for k, v in arguments.items() if isinstance(v, (int, np.integer))]
-            LAUNCHES.append((name, tuple(sizes), seed))
+            numbers = [(k, int(v)) for k, v in arguments.items() if isinstance(v, (int, np.integer))]
+            LAUNCHES.append((name, tuple(numbers if shown is None else shown.items()), seed))
 
     def value(self, name, *numbers):
         """What a function of numbers returns, both int64."""
