@@ -102,10 +102,14 @@ def test_one_record_is_no_mapping(tmp_path, ending):
 def test_coco(tmp_path):
     path = tmp_path / "captions_val2014.json"
     path.write_text(json.dumps(COCO))
-    captions = read_captions(path)
+    with pytest.warns(
+        UserWarning, match=r"1 photos of .* have empty captions only \(first: c\.jpg\); they are"
+    ):
+        captions = read_captions(path)
     assert captions.references() == {"7": ["A cat.", "One cat"], "8": ["Two, dogs"]}
     assert captions.splits == {"val": 2}
-    assert read_captions(path, split="mine").splits == {"mine": 2}
+    path.write_text(json.dumps({**COCO, "annotations": COCO["annotations"][:3]}))
+    assert read_captions(path, split="mine").splits == {"mine": 2}  # nobody said anything of 9
     assert photo_names(captions) == {"7", "8"}
 
 

@@ -63,8 +63,8 @@ def read_captions(
     ``csv``       columns as in ``records``; comma, tab, semicolon or bar; without a header: image, caption
     ============  ==========================================================================================
 
-    Text is UTF-8, may be gzip-compressed, and empty captions are skipped. An image's captions may be spread
-    over lines.
+    Text is UTF-8, may be gzip-compressed, and empty captions are skipped; one warning counts the photos that
+    have no other. An image's captions may be spread over lines.
 
     Args:
         path: the file; or a folder that holds exactly one of captions.*, metadata.*, dataset*.json,
@@ -103,7 +103,7 @@ def read_captions(
     if format in ("coco", "msvd") and not split:
         split = next((name for name in ("train", "val", "test") if name in path.name.lower()), "")
 
-    items = []
+    items, empty = [], []
     for photo in photos:
         captions = tuple(" ".join(caption.split()) for caption in photo.captions)
         captions = tuple(caption for caption in captions if caption)
@@ -111,8 +111,13 @@ def read_captions(
             items.append(
                 CaptionItem(photo.id or photo.name, captions, photo.split or split, Path(photo.name))
             )
+        elif photo.captions:
+            empty.append(photo.name)
     if not items:
         raise ValueError(f"{_CALLER}: {path} must have at least one caption, got none")
+    if empty:
+        report = f"{len(empty)} photos of {path.name} have empty captions only (first: {empty[0]})"
+        warnings.warn(f"{_CALLER}: {report}; they are left out", stacklevel=2)
     found = _find_images(items, path, None if images is None else Path(images), missing)
     return CaptionSet(found, path.name).exclude(exclude)
 
