@@ -34,6 +34,8 @@ def find_photos(
     bar: Bar,
 ) -> None:
     """Print the photos that a caption is likeliest for, best first, with log p(caption | photo)."""
+    if set(model.vocabulary.encode(caption)) <= {model.vocabulary.unk_id}:
+        raise ValueError(f"CAPTION must have a word that the model knows, got {caption!r}")
     problems = Problems(COMMAND)
     names, features = _encode(model, inputs, problems, bar)
     if names:

@@ -62,6 +62,13 @@ def test_captions_of_a_photo(run, bundle, photos, tmp_path):
         assert [c["score"] for c in first["captions"]] == pytest.approx(expected[order], abs=1e-4)
 
 
+@pytest.mark.parametrize("caption", ["", " ", "quokkas"])
+def test_a_caption_without_known_words(run, bundle, photos, caption):
+    status, out, err = run("retrieve", caption, *photos, "--model", bundle)
+    assert (status, out) == (1, "")
+    assert err == f"lrcn-fast: CAPTION must have a word that the model knows, got {caption!r}\n"
+
+
 def test_one_bad_photo_among_good_ones(run, bundle, photos, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no photo")
