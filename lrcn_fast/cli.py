@@ -162,6 +162,7 @@ def train(
     from lrcn_fast.training.config import load_config
 
     settings_ = load_config(config, settings or ())
+    settings_.check_environment()
     from lrcn_fast.training.loop import train as run
 
     summary = run(settings_, out, device=device.value if device else None, restart=restart)

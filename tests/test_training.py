@@ -132,6 +132,8 @@ def test_unreadable_configurations(tmp_path):
         FileNotFoundError, match=r"source must be a YAML file or one of the recipes .*, got 'nope'"
     ):
         load_config("nope")
+    with pytest.raises(ValueError, match=r"^data\.captions\.0: environment variable UNSET must be set"):
+        load_config("videos_mean_pool", ["data.captions=$UNSET/a.jsonl"]).check_environment()
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"run\.yaml: must be a mapping, got \[\]"):
         load_config(path)

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = load_config(options.config, options.set)
+        config.check_environment()
         summary = train(
             config, options.out, device=options.device, restart=options.restart, progress=options.progress
         )

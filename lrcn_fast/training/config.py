@@ -9,6 +9,7 @@ the file and the dotted key, as in ``paper.yaml: phases[1].optimizer.lr must be 
 import dataclasses
 import importlib
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -141,6 +142,24 @@ class TrainConfig:
                     f"got epochs {phase.epochs:g}, steps {phase.steps}"
                 )
 
+    def check_environment(self) -> None:
+        """Check that every ``$NAME`` was replaced when the file was read.
+
+        Raises:
+            ValueError: a variable that was not set; the message names it and the key.
+        """
+
+        def look(value: Any, key: str) -> None:
+            if isinstance(value, (dict, list)):
+                pairs = value.items() if isinstance(value, dict) else enumerate(value)
+                for name, inner in pairs:
+                    look(inner, f"{key}.{name}" if key else str(name))
+            elif isinstance(value, str) and (found := re.search(r"\$(?:(\w+)|\{(\w+)\})", value, re.ASCII)):
+                name = found[1] or found[2]
+                raise ValueError(f"{key}: environment variable {name} must be set, got nothing for {value!r}")
+
+        look(self.to_dict(), "")
+
 
 def recipe_names() -> list[str]:
     """Names of the packaged recipes, usable in place of a path."""
@@ -151,7 +170,7 @@ def recipe_names() -> list[str]:
 def load_config(source: str | os.PathLike[str], overrides: typing.Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file, or a packaged recipe by name, into a checked ``TrainConfig``.
 
-    ``$NAME`` in a string is replaced from the environment.
+    ``$NAME`` in a string is replaced from the environment; see ``TrainConfig.check_environment``.
 
     Args:
         source: Path of a YAML file, or one of ``recipe_names()``.
