@@ -15,11 +15,20 @@ __all__ = ["crf_clips", "describe_inputs"]
 def crf_clips(model: VideoDescriber, path: str | os.PathLike[str]) -> CrfSet:
     """Read clips of CRF outputs that have the nodes and labels of a model; a ValueError if others."""
     clips = read_crf_clips(path)
-    if clips.nodes != model.nodes:
+    if list(clips.nodes) != list(model.nodes):
         raise ValueError(
-            f"{path}: crf must have the nodes and labels of the model ({', '.join(model.nodes)}), "
+            f"{path}: crf must have the nodes of the model ({', '.join(model.nodes)}), "
             f"got {', '.join(clips.nodes)}"
         )
+    for node, labels in clips.nodes.items():
+        known = model.nodes[node]
+        if labels != known:
+            i = next((i for i, pair in enumerate(zip(labels, known, strict=False)) if pair[0] != pair[1]), -1)
+            got = f"{len(labels)}" if i < 0 else f"{labels[i]!r} for {known[i]!r}"
+            raise ValueError(
+                f"{path}: labels of node {node!r} must be the {len(known)} of the model, in its order, "
+                f"got {got}"
+            )
     return clips
 
 

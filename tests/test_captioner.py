@@ -321,7 +321,7 @@ def _config(number):
     ("file", "content", "message"),
     [
         ("config.json", b"{", r"from_pretrained: .*config\.json must be the configuration of a captioner"),
-        ("config.json", b"{}", r'config\.json must have "kind": "lrcn_fast captioner", got another file'),
+        ("config.json", b"{}", r'config\.json must have "kind": "lrcn_fast captioner", got none'),
         ("config.json", _config(7), r"config\.json must have format 1, got 7"),
         ("config.json", _config(1), r"must have weights, model and details, got"),
         ("config.json", None, r"config\.json must be the configuration .*, got no such file"),

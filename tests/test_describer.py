@@ -149,6 +149,13 @@ def test_errors():
         model.describe([CrfClip("x", ((0.5, 0.5),), ("cut",))])
     with pytest.raises(ValueError, match=r"clips must be CrfClips .* got str"):
         model.describe(["a.mp4"])
+    for clips, got in (("clip.mp4", "'clip.mp4'"), (CLIPS[0], "one CrfClip")):
+        with pytest.raises(ValueError, match=f"describe: clips must be a list of clips, got {got}"):
+            model.describe(clips)
+    with pytest.raises(ValueError, match="describe: batch_size must be an integer of at least 1, got 0"):
+        model.describe(CLIPS, batch_size=0)
+    with pytest.raises(ValueError, match="loss: lengths must be >= 1, got 0"):
+        model.loss(CLIPS[:2], torch.zeros(2, 1, dtype=torch.int64), torch.tensor([1, 0]))
     for option, off in (({"no_repeat_ngram_size": 1}, 0), ({"repetition_penalty": 2.0}, 1.0)):
         with pytest.raises(NotImplementedError, match=f"must be {off} with encoder_decoder"):
             make("encoder_decoder").describe(CLIPS, **option)
@@ -241,8 +248,18 @@ def test_describe_command(run, tmp_path):
     other = CrfSet({"activity": ("cut", "peel")}, [CrfClip("a", ((1.0, 0.0),), ("cut",))])
     write_crf_clips(bad, other)
     status, _, err = run(*call, bad)
-    assert (
-        status,
-        "must have the nodes and labels of the model (activity, object), got activity" in err,
-    ) == (1, True)
+    assert (status, "must have the nodes of the model (activity, object), got activity\n" in err) == (1, True)
+    for activity, objects, got in (
+        (
+            ("cut", "saw"),
+            NODES["object"],
+            "'activity' must be the 2 of the model, in its order, got 'saw' for 'take out'",
+        ),
+        (NODES["activity"], NODES["object"][:2], "'object' must be the 3 of the model, in its order, got 2"),
+    ):
+        even = [tuple(1 / len(labels) for _ in labels) for labels in (activity, objects)]
+        nodes = {"activity": activity, "object": objects}
+        write_crf_clips(bad, CrfSet(nodes, [CrfClip("a", tuple(even), (activity[0], objects[0]))]))
+        status, _, err = run(*call, bad)
+        assert (status, f"labels of node {got}\n" in err) == (1, True)
     assert run("describe", good, "--model", tmp_path / "model", "--beam", 2, "--nbest", 3)[0] == 2

@@ -233,7 +233,7 @@ def test_another_kind_of_bundle_is_refused(tmp_path):
 
     model().save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=r'config\.json must have "kind": "lrcn_fast captioner", got another'
+        ValueError, match=r'must have "kind": "lrcn_fast captioner", got \'lrcn_fast activity recognizer\''
     ):
         Captioner.from_pretrained(tmp_path)
 

@@ -12,6 +12,7 @@ from test_training_recognition import COLOURS
 
 from lrcn_fast.data import kitchen_clips, write_crf_clips
 from lrcn_fast.evaluation import caption_metrics, recognition_metrics, retrieval_metrics
+from lrcn_fast.models import load_pretrained
 from lrcn_fast.training.loop import Trainer
 
 # ruff: noqa: F811  (the fixture of test_cli)
@@ -274,6 +275,8 @@ def test_eval_errors(run, model, data, tmp_path):
     (bad / "rising" / "0" / "0.png").write_bytes(b"nothing")
     status, out, err = run("eval", "--references", bad, "--model", folder, "--json")
     assert (status, json.loads(out)["videos"], len(err.splitlines())) == (1, 1, 1)
+    with pytest.raises(ValueError, match="device must be cpu or cuda, got 'tpu9'"):
+        load_pretrained(folder, device="tpu9")
     (tmp_path / "config.json").write_text('{"kind": "another"}')
     status, _, err = run("eval", "--references", bad, "--model", tmp_path)
     assert status == 1

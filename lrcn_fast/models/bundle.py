@@ -164,13 +164,19 @@ def load_bundle(
     Raises:
         FileNotFoundError: no such folder, packaged model or repository, or a file of the bundle is missing.
         ConnectionError: the hub cannot be reached and the model is not in its cache.
-        ValueError: a file that is truncated, foreign or of another format; the message names it.
+        ValueError: a file that is truncated, foreign or of another format; the message names it. Or a
+            device that is not there.
     """
+    where = _device(device)
     folder = find_bundle(name, revision)
     path = folder / "config.json"
     config = read_json(path, caller="from_pretrained", what=f"the configuration of {cls.bundle_noun}")
-    if not isinstance(config, dict) or config.get("kind") != cls.bundle_kind():
-        raise ValueError(f'from_pretrained: {path} must have "kind": "{cls.bundle_kind()}", got another file')
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if kind != cls.bundle_kind():
+        raise ValueError(
+            f'from_pretrained: {path} must have "kind": "{cls.bundle_kind()}", '
+            f"got {'none' if kind is None else repr(kind)}"
+        )
     if config.get("format") != FORMAT:
         raise ValueError(f"from_pretrained: {path} must have format {FORMAT}, got {config.get('format')!r}")
     sizes, details = config.get("model"), config.get("details")
@@ -194,7 +200,17 @@ def load_bundle(
         tensors.update({f"encoder.{k}": v for k, v in encoder.state_dict().items()})
     load_weights(model, tensors, path=weights, caller="from_pretrained")
     model.details = details
-    return model.to(device).eval()
+    return model.to(where).eval()
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"from_pretrained: device must be cpu or cuda, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"from_pretrained: device must be cpu without an NVIDIA GPU, got {str(device)!r}")
+    return device
 
 
 def _stored(name: str, value: Tensor, dtype: str) -> dict[str, Tensor]:

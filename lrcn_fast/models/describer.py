@@ -20,6 +20,7 @@ and for people without a CRF, from frames x_1 .. x_N that an image encoder turne
 Shapes: B clips, N frames, C features of a frame, F size of v, L words, E embedding, H hidden, V vocabulary.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, cast
@@ -32,6 +33,7 @@ from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast.data import CrfClip, Vocabulary, open_video, uniform_indices
 from lrcn_fast.decoder import CaptionDecoder
 from lrcn_fast.decoding import GenerationConfig
+from lrcn_fast.decoding._checks import check_integer
 from lrcn_fast.models.bundle import Pretrained
 from lrcn_fast.models.conditioning import ConditionedFeatures
 from lrcn_fast.models.encoders import Encoder, create_encoder
@@ -279,7 +281,13 @@ class VideoDescriber(ConditionedFeatures, Pretrained):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> Tensor:
-        """Cross-entropy over the words of a batch: their mean, or "sum"."""
+        """Cross-entropy over the words of a batch: their mean, or "sum".
+
+        Raises:
+            ValueError: a sentence without words: its <EOS> is one.
+        """
+        if len(lengths) and int(lengths.min()) < 1:
+            raise ValueError(f"VideoDescriber.loss: lengths must be >= 1, got {int(lengths.min())}")
         logits = self(clips, tokens, lengths)
         targets = torch.cat([w[: int(n)] for w, n in zip(tokens, lengths.tolist(), strict=True)])
         return F.cross_entropy(
@@ -328,6 +336,10 @@ class VideoDescriber(ConditionedFeatures, Pretrained):
             raise ValueError(
                 "VideoDescriber.describe: the model must be in eval mode, got train mode; call .eval()"
             )
+        if isinstance(clips, (str, os.PathLike, CrfClip)):
+            got = "one CrfClip" if isinstance(clips, CrfClip) else repr(clips)
+            raise ValueError(f"VideoDescriber.describe: clips must be a list of clips, got {got}")
+        check_integer("VideoDescriber.describe", "batch_size", batch_size, 1)
         suppress = tuple(options.pop("suppress_tokens", ()))
         if suppress_unk and self.vocabulary.unk_id is not None:
             suppress = (*suppress, self.vocabulary.unk_id)
