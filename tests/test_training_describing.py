@@ -180,6 +180,23 @@ def test_a_resize_below_the_square(tmp_path, captions):
         train(parse_config(config(captions, model={"encoder_resize": 100})), tmp_path, device="cpu")
 
 
+def test_sentences_without_a_split(tmp_path, captions):
+    records = [json.loads(line) for line in captions.read_text().splitlines()]
+    for record in records:
+        del record["split"]
+    path = captions.parent / "no_split.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(
+        ValueError,
+        match=r"data\.train_splits must be among '' of no_split\.jsonl; '' is what has no split, got 'train'",
+    ):
+        train(parse_config(config(path)), tmp_path / "a", device="cpu")
+    data = {"captions": [str(path)], "train_splits": [""], "validation_splits": []}
+    values = config(path, {"steps": 1, "evaluate_every": 0}, data=data)
+    train(parse_config(values), tmp_path / "b", device="cpu")
+    assert VideoDescriber.from_pretrained(tmp_path / "b" / "model").details["clips"] == 8
+
+
 @pytest.mark.parametrize("name", ["mean_pool", "frame_lstm"])
 def test_recipes_name_parameters_that_are_there(name):
     recipe = load_config(f"msvd_{name}")

@@ -130,7 +130,7 @@ def read_clips(
             clips = kitchen_clips(data.kitchen_clips, seed=data.kitchen_seed)
         else:
             clips = read_crf_clips(data.clips)
-        nodes = clips.nodes
+        nodes, there, name = clips.nodes, set(clips.splits), clips.name
 
         def make(splits: list[str]) -> Clips:
             return CrfClips(clips.split(*splits))
@@ -140,9 +140,15 @@ def read_clips(
         for more in sets[1:]:
             everything = everything + more
         folder = Path(data.cache or context.out) / "features"
-        nodes = {}
+        nodes, there, name = {}, set(everything.splits), everything.name
 
         def make(splits: list[str]) -> Clips:
             return VideoClips(everything.split(*splits), folder, config.encode_batch)
 
+    for key, asked in (("train_splits", data.train_splits), ("validation_splits", data.validation_splits)):
+        for split in asked:
+            if split not in there:
+                known = ", ".join(map(repr, sorted(there)))
+                hint = "; '' is what has no split" if "" in there else ""
+                raise ValueError(f"train: data.{key} must be among {known} of {name}{hint}, got {split!r}")
     return make(data.train_splits), make(data.validation_splits) if data.validation_splits else None, nodes
