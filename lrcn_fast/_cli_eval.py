@@ -158,15 +158,10 @@ def evaluate(
         second = None
         if flow_model is not None:
             second = ActivityRecognizer.from_pretrained(flow_model, device=device.value)
-        alone = loaded.stream_kind == "flow" and second is None
         from lrcn_fast._recognize import Streams
 
-        streams = Streams(
-            None if alone else loaded,
-            loaded if alone else second,
-            flow_weight=0.5 if flow_weight is None else flow_weight,
-            cache=cache,
-            crops=crops.value if crops else "centre",
+        streams = Streams.of(
+            loaded, second, flow_weight=flow_weight, crops=crops.value if crops else None, cache=cache
         )
         videos = _evaluate.labelled_videos(
             references, images, format.value if format else None, number, streams.classes

@@ -85,18 +85,17 @@ def recognize(
     from lrcn_fast.models import ActivityRecognizer
 
     check_device(device)
-    first, second = (
-        None if name is None else ActivityRecognizer.from_pretrained(name, device=device.value)
-        for name in (model, flow_model)
-    )
-    flow_alone = first is not None and first.stream_kind == "flow" and second is None
-    streams = Streams(
-        None if flow_alone else first,
-        first if flow_alone else second,
-        flow_weight=0.5 if flow_weight is None else flow_weight,
-        flow_method=flow_method.value,
+    first = ActivityRecognizer.from_pretrained(model, device=device.value)
+    second = None
+    if flow_model is not None:
+        second = ActivityRecognizer.from_pretrained(flow_model, device=device.value)
+    streams = Streams.of(
+        first,
+        second,
+        flow_weight=flow_weight,
+        crops=crops.value if crops else None,
         cache=cache,
-        crops=crops.value if crops else "centre",
+        flow_method=flow_method.value,
     )
     outputs = Outputs(top_k, as_json, annotate, timeline)
     if stream:

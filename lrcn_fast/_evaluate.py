@@ -26,6 +26,7 @@ from lrcn_fast.data import (
     read_video_folders,
     read_video_list,
 )
+from lrcn_fast.data.captions import CaptionItem
 from lrcn_fast.evaluation import CaptionScorer, confusion_matrix, recognition_metrics, retrieval_metrics
 from lrcn_fast.models import Captioner, VideoDescriber
 
@@ -110,7 +111,7 @@ def captioner(
 ) -> None:
     """Caption photos and score the captions."""
     people = _part(read_captions(references, images=images), split)
-    found = _each(report, people, lambda image: model.caption([image], **search)[0])
+    found = _sentences(report, people, lambda image: model.caption([image], **search)[0])
     report.said(found)
     report.captions(found, people.references(), "photos", extra)
 
@@ -135,26 +136,35 @@ def describer(
         people: dict[str, list[str]] = clips.references()
     else:
         items = _part(read_video_captions(references, videos), split)
-        found = _each(report, items, lambda video: model.describe([video], **search)[0])
+        found = _sentences(report, items, lambda video: model.describe([video], **search)[0])
         people = items.references()
     report.said(found)
     report.captions(found, people, "clips", extra)
 
 
-def _each(report: Report, items: CaptionSet, say: Callable[[Path], Sequence[Any]]) -> dict[str, str]:
-    """The best sentence for each photo or video; one that cannot be read is a problem."""
-    found = {}
-    with report.bar(len(items), "items") as advance:
+def _sentences(report: Report, items: CaptionSet, say: Callable[[Path], Sequence[Any]]) -> dict[str, str]:
+    """The best sentence for each photo or video that can be read."""
+    said = _each(report, items, "items", lambda item: say(_image(item)))
+    return {item.id: sentences[0].text if sentences else "" for item, sentences in said}
+
+
+def _image(item: CaptionItem) -> Path:
+    if item.image is None:
+        raise ValueError(f"{item.id}: its photo must be in the folder of --images, got no file")
+    return item.image
+
+
+def _each(report: Report, items: Any, noun: str, do: Callable[[Any], Any]) -> list[tuple[Any, Any]]:
+    """Each item with what was done with it; one that cannot be read is a problem."""
+    done = []
+    with report.bar(len(items), noun) as advance:
         for item in items:
             try:
-                if item.image is None:
-                    raise ValueError(f"{item.id}: its photo must be in the folder of --images, got no file")
-                sentences = say(item.image)
-                found[item.id] = sentences[0].text if sentences else ""
+                done.append((item, do(item)))
             except (ValueError, OSError) as error:
                 report.problems.add(error)
             advance(1)
-    return found
+    return done
 
 
 def retrieval(
@@ -167,18 +177,9 @@ def retrieval(
 ) -> None:
     """Rank every photo for every caption, and the other way round, normalised as in the paper."""
     people = _part(read_captions(references, images=images), split)
-    kept, features = [], []
-    with report.bar(len(people), "photos") as advance:
-        for item in people:
-            try:
-                if item.image is None:
-                    raise ValueError(f"{item.id}: its photo must be in the folder of --images, got no file")
-                features.append(model.features([item.image]))
-                kept.append(item)
-            except (ValueError, OSError) as error:
-                report.problems.add(error)
-            advance(1)
-    if kept:
+    encoded = _each(report, people, "photos", lambda item: model.features([_image(item)]))
+    if encoded:
+        kept, features = zip(*encoded, strict=True)
         captions = [caption for item in kept for caption in item.captions]
         owner = [i for i, item in enumerate(kept) for _ in item.captions]
         done = 0
@@ -252,8 +253,6 @@ def recognizer(
     report: Report, streams: Streams, videos: VideoSet, split: str | None, groups: Sequence[str]
 ) -> None:
     """Recognise every video, of some groups or of all, and score the classes."""
-    kept: list[VideoItem] = []
-    found = []
     videos = _part(videos, split)
     for group in groups:
         if group not in videos.groups:
@@ -261,16 +260,14 @@ def recognizer(
             raise typer.BadParameter(f"--group must be one of {known}, got {group!r}")
     if groups:
         videos = videos.filter(lambda item: item.group in groups)
-    with report.bar(len(videos), "videos") as advance:
-        for item in videos:
-            try:
-                with open_video(item.path) as video:
-                    found.append(recognize_video(video, streams)[0])
-                kept.append(item)
-            except (ValueError, OSError) as error:
-                report.problems.add(error)
-            advance(1)
-    if kept:
+
+    def probabilities_of(item: VideoItem) -> Any:
+        with open_video(item.path) as video:
+            return recognize_video(video, streams)[0]
+
+    recognised = _each(report, videos, "videos", probabilities_of)
+    if recognised:
+        kept, found = zip(*recognised, strict=True)
         labels, probabilities = np.array([item.label for item in kept]), np.stack(found)
         counts = confusion_matrix(labels, probabilities.argmax(1), len(videos.classes))
         seen = np.unique(labels)

@@ -71,6 +71,28 @@ class Streams:
                 f"{len(self.flow.classes)} and {len(self.rgb.classes)} of other names or order"
             )
 
+    @classmethod
+    def of(
+        cls,
+        model: "ActivityRecognizer",
+        flow_model: "ActivityRecognizer | None",
+        *,
+        flow_weight: float | None,
+        crops: str | None,
+        cache: Path | None,
+        flow_method: str = "dis",
+    ) -> "Streams":
+        """From the options of a command: ``model`` alone may be one of flow; None is the default."""
+        alone = flow_model is None and model.stream_kind == "flow"
+        return cls(
+            None if alone else model,
+            model if alone else flow_model,
+            flow_weight=0.5 if flow_weight is None else flow_weight,
+            flow_method=flow_method,
+            cache=cache,
+            crops=crops or "centre",
+        )
+
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes."""
