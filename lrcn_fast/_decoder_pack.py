@@ -61,7 +61,8 @@ class PackedDecoder(torch.nn.Module):
 
         Args:
             dtype: bfloat16 and int8 (one scale per row; CPU only) weights are read faster. The arithmetic is
-                float32.
+                float32, but for the products with int8 weights, whose other factor is rounded to 16-bit
+                integers.
 
         Returns:
             The decoder.

@@ -37,7 +37,8 @@ class Captioner:
 
     Args:
         folder: The bundle: encoder.onnx, weights.safetensors, vocabulary.json, config.json.
-        dtype: Weights of the decoder in memory: "float32", "bfloat16" or "int8"; arithmetic is float32.
+        dtype: Weights of the decoder in memory: "float32", "bfloat16" or "int8", see
+            :class:`lrcn_fast.runtime.CaptionDecoder`.
         threads: Threads of the CNN, 0 for as many as there are cores. The decoder runs in the calling one.
 
     Raises:

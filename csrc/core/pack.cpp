@@ -85,11 +85,9 @@ void pack_panel(const char* what, const PackPart* parts, int count, WeightType t
           LRCN_CHECK(std::isfinite(value), what, " must be finite to be stored as int8, got ", value);
           largest = std::max(largest, std::fabs(value));
         }
-      // The kernels compute with q * 2^24, so the scale that is stored undoes that. A row of weights under
-      // 1e-28 would make it subnormal: such a row becomes zero.
-      if (largest < 1e-28f) continue;
+      if (largest < 1e-30f) continue;  // such a row becomes zero: 127 / largest could overflow
       inverse[j] = 127.0f / largest;
-      scales[j] = largest / 127.0f / 16777216.0f;
+      scales[j] = largest / 127.0f;
     }
     std::memcpy(out, scales, sizeof scales);
     out += sizeof scales;

@@ -106,13 +106,14 @@ void softmax_topk(const SoftmaxTopk& args, SoftmaxTopkBuffers* buffers, const Pa
   for (Range& range : buffers->ranges) range.used = false;
   buffers->partials.assign(chunks * args.rows, {kLowest, 0.0f});
 
+  const DotInput input(args.w.type, args.rows, args.x, args.w.K, parallel);
   parallel(chunks, /*grain=*/1, [&](int64_t begin, int64_t end) {
     Range& range = buffers->ranges[begin];
     prepare(args, best, begin * kChunkPanels * kPanelColumns, &range);
     for (int64_t panel = begin * kChunkPanels; panel < std::min(end * kChunkPanels, panels); ++panel) {
       const int64_t first = panel * kPanelColumns, n = std::min(kPanelColumns, V - first);
       Partial* partials = buffers->partials.data() + panel / kChunkPanels * args.rows;
-      linear_panel(args.w, panel, args.rows, args.x, args.bias, range.block.data());
+      linear_panel(args.w, panel, args.rows, input.from(0), args.bias, range.block.data());
       for (int64_t r = 0; r < args.rows; ++r) {
         float* logits = range.block.data() + r * kPanelColumns;
         std::fill(logits + n, logits + kPanelColumns, kMinusInfinity);

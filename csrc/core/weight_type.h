@@ -1,4 +1,4 @@
-// How a packed weight is stored. The arithmetic is float32 whatever the type.
+// How a packed weight is stored. The arithmetic is float32, but for products with int8 (simd/tile_int8.h).
 //
 // Shared with the per-instruction-set objects, so: no functions here (simd/table.h says why).
 #pragma once

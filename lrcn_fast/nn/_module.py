@@ -142,7 +142,8 @@ class RecurrentModule(nn.Module):
         ``prepare()`` again, and so does any write in place once the module is compiled.
 
         Args:
-            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row).
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row; what they
+                multiply is rounded to 16-bit integers, one scale per row too).
 
         Returns:
             The module.

@@ -9,16 +9,6 @@
 namespace lrcn::simd {
 namespace {
 
-// Values of kLanes units starting at p, of which n exist.
-inline Vec take(const float* p, int64_t n) {
-  return n >= kLanes ? load(p) : load_part(p, n);
-}
-
-inline void put(float* p, Vec v, int64_t n) {
-  if (n >= kLanes) return store(p, v);
-  store_part(p, v, n);
-}
-
 void lstm_cell(const LstmCell& a) {
   const int64_t H = a.hidden;
   for (int64_t r = 0; r < a.rows; ++r)

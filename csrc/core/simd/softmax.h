@@ -9,23 +9,6 @@
 namespace lrcn::simd {
 namespace {
 
-// Lanes are folded by halves, so the order of the additions is fixed.
-inline float fold_max(Vec v) {
-  float lane[kLanes];
-  store(lane, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
-  return lane[0];
-}
-
-inline float fold_sum(Vec v) {
-  float lane[kLanes];
-  store(lane, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-}
-
 float online_softmax(const float* logits, float* max, float* sum) {
   constexpr int kVectors = static_cast<int>(kPanelColumns) / kLanes;
   Vec top = load(logits);

@@ -37,6 +37,33 @@ inline void store_part(float* p, Vec v, int64_t n) {
   std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
 }
 
+// load or load_part, store or store_part: n values exist, perhaps more than kLanes.
+inline Vec take(const float* p, int64_t n) {
+  return n >= kLanes ? load(p) : load_part(p, n);
+}
+
+inline void put(float* p, Vec v, int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  store_part(p, v, n);
+}
+
+// Lanes are folded by halves, so the order of the additions is fixed.
+inline float fold_max(Vec v) {
+  float lane[kLanes];
+  store(lane, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
+  return lane[0];
+}
+
+inline float fold_sum(Vec v) {
+  float lane[kLanes];
+  store(lane, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
 // exp(x) = 2^n * exp(r) with n = round(x / ln 2), so |r| <= ln(2) / 2. Taylor to r^7 leaves a remainder
 // under r^8 / 8! = 6e-9: below float rounding. Overflows to infinity and underflows through the
 // subnormals to 0; NaN stays NaN.
