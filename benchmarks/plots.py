@@ -7,6 +7,7 @@ from typing import Any
 import harness
 import matplotlib as mpl
 import numpy as np
+import speed
 import units
 
 mpl.use("Agg")
@@ -127,8 +128,53 @@ def rnn_and_lstm() -> None:
     figure.savefig(FIGURES / "units.png", dpi=110)
 
 
+def speeds() -> None:
+    """Ratio to the best peer in every cell, by question and number of threads; bars: range over processes."""
+    names = ("inference", "training", "decode")
+    figure, grid = plt.subplots(
+        2, 3, figsize=(12, 6), sharey=True, width_ratios=(5, 5, 1), layout="constrained"
+    )
+    colours = {"float32": "tab:blue", "bfloat16": "tab:orange", "int8": "tab:green"}
+    for column, name in enumerate(names):
+        question = speed.QUESTIONS[name]
+        grid[0, column].set_title(question.title.partition(",")[0], fontsize=9)
+        for row, threads in enumerate((1, 2)):
+            axes = grid[row, column]
+            axes.axhline(1, color="black", linewidth=1)
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.grid(axis="y", linewidth=0.3)
+            if not column:
+                axes.set_ylabel(f"best peer / ours, {threads} thread{'s' * (threads > 1)}", fontsize=8)
+            try:
+                _, report = harness.newest(question.file, threads=threads, forced_isa=None)
+            except FileNotFoundError:
+                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+                axes.set_xticks([])
+                continue
+            _draw_cells(axes, [c for c in speed.cells(report, question) if c.best is not None], colours)
+    handles = [plt.Line2D([], [], color=c, marker="o", linestyle="", label=p) for p, c in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.suptitle(
+        "How many times as fast as the best peer of the same precision; below 1: slower", fontsize=10
+    )
+    figure.savefig(FIGURES / "speed.png", dpi=100)
+
+
+def _draw_cells(axes: Any, cells: list[speed.Cell], colours: dict[str, str]) -> None:
+    labels = list(dict.fromkeys(cell.label for cell in cells))
+    for k, (precision, colour) in enumerate(colours.items()):
+        group = [cell for cell in cells if cell.ours.precision == precision]
+        x = [labels.index(cell.label) + 0.2 * (k - 1) for cell in group]
+        y = [cell.ratio for cell in group]
+        bars = np.abs(np.array([cell.ratio_range for cell in group]).reshape(-1, 2).T - np.array(y))
+        axes.errorbar(x, y, bars, fmt="o", markersize=4, linewidth=1, color=colour)
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
+
+
 if __name__ == "__main__":
     FIGURES.mkdir(exist_ok=True)
     captions()
     recognition()
     rnn_and_lstm()
+    speeds()

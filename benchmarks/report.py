@@ -5,6 +5,7 @@
 """
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -17,45 +18,13 @@ import flickr8k
 import harness
 import retrieval
 import roofline
+import speed
 import units
 import ut_interaction
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("paper", "speed", "describe")))
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
-
-
-def speed(question: str, title: str, what: str | None = None) -> str:
-    """One row a case: every variant's time, and its speed-up over the first with the range over processes.
-
-    Args:
-        question: Of the result file.
-        title: Head of the first column.
-        what: Only cases whose "what" is this.
-    """
-    path, report = harness.newest(question)
-    env = report["environment"]
-    cases = [case for case in report["cases"] if what is None or case["case"]["what"] == what]
-    names = [_plain(name) for name in cases[0]["variants"]]
-    rows = [f"| {title} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for case in cases:
-        label = ", ".join(f"{k}={v}" for k, v in case["case"].items() if k not in ("what", "threads"))
-        cells = []
-        for name, v in case["variants"].items():
-            cell = f"{v['median_us'] / 1e3:.3g}"
-            if cells:
-                low, high = v["speedup_range"]
-                cell += f" / {v['speedup']:.2f}x ({low:.2f}-{high:.2f})"
-            words = re.search(r"(\d+%) of the words", name)
-            cells.append(cell + (f", {words[1]} same words" if words else ""))
-        rows.append(f"| {label} | " + " | ".join(cells) + " |")
-    threads = f"{env['threads']} thread" + ("s" if env["threads"] > 1 else "")
-    note = (
-        f"Milliseconds / speed-up over the first column (range over {env['processes']} fresh processes); "
-        f"{env['cpu']}, {env['isa']}, {threads}, torch {env['torch']} "
-        f"([data](benchmarks/results/{path.name}))."
-    )
-    return "\n".join([*rows, "", note, ""])
 
 
 def limits() -> str:
@@ -87,10 +56,6 @@ def encoders() -> str:
         f"{env['torch']} ([data](../benchmarks/results/{path.name}))."
     )
     return "\n".join([*rows, "", note, ""])
-
-
-def _plain(name: str) -> str:
-    return name.split(",")[0]
 
 
 def captions() -> str:
@@ -201,9 +166,8 @@ def described_videos() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "lstm-inference": lambda: speed("lstm", "nn.LSTM, eval", "inference"),
-    "lstm-training": lambda: speed("lstm", "nn.LSTM, training step", "training step"),
-    "decode": lambda: speed("decode", "beam search, LRCN_2f, V=8801, E=H=1000, K=5, 20 steps"),
+    "speed": speed.summary,
+    **{f"speed-{name}": functools.partial(speed.full, name) for name in speed.QUESTIONS},
     "limits": limits,
     "encoders": encoders,
     "captions": captions,

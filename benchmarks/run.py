@@ -1,4 +1,4 @@
-"""Every CPU benchmark, one after the other, then the tables of the README. ``make bench``."""
+"""Every CPU benchmark, one after the other, then the tables and figures. ``make bench``."""
 
 import subprocess
 import sys
@@ -6,5 +6,6 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 
-for name in ("lstm", "decode", "encode", "roofline", "report"):
-    subprocess.run([sys.executable, str(FOLDER / f"{name}.py")], check=True)
+commands = [[name, "--threads", n] for name in ("lstm", "train", "decode") for n in ("1", "2")]
+for name, *options in (*commands, ["encode"], ["roofline"], ["report"], ["plots"]):
+    subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *options], check=True)
