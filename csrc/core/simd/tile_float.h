@@ -36,9 +36,9 @@ struct FloatTile {
   // rows.
   static constexpr int64_t block(int groups) { return 384 / groups; }
 
-  template <int R, int S, bool kStream>
+  template <int R, int S, bool kAhead>
   static void run(const char* words, int64_t group_bytes, const DotRows& x, int64_t first, int64_t begin,
-                  int64_t end, float* sums) {
+                  int64_t end, float* sums, Ahead ahead) {
     constexpr int kN = S * kVecs;
     Vec sum[R][kN];
     const float* row[R];
@@ -79,7 +79,7 @@ struct FloatTile {
             for (int v = 0; v < kN; ++v) sum[r][v] += row[r][k + i] * w[v];
         }
       }
-      if constexpr (kStream) prefetch_words<S>(words, group_bytes);
+      if constexpr (kAhead) ahead.prefetch<S>(group_bytes);
       words += kWordBytes;
     };
 

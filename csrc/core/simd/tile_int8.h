@@ -48,20 +48,20 @@ struct Int8Tile {
   static constexpr int64_t kExact = 512;  // products that fit 32 bits
   static constexpr int64_t block(int) { return kExact; }
 
-  template <int R, int S, bool kStream>
+  template <int R, int S, bool kAhead>
   static void run(const char* words, int64_t group_bytes, const DotRows& x, int64_t first, int64_t begin,
-                  int64_t end, float* sums) {
+                  int64_t end, float* sums, Ahead ahead) {
     for (int64_t k = begin; k < end; k += kExact) {
       const int64_t n = ((end - k < kExact ? end - k : kExact) + kValues - 1) / kValues;
-      exact<R, S, kStream>(words, group_bytes, x, first, k, n, sums);
+      exact<R, S, kAhead>(words, group_bytes, x, first, k, n, sums, &ahead);
       words += n * kWordBytes;
     }
   }
 
  private:
-  template <int R, int S, bool kStream>
+  template <int R, int S, bool kAhead>
   static void exact(const char* words, int64_t group_bytes, const DotRows& x, int64_t first, int64_t k,
-                    int64_t n, float* sums) {
+                    int64_t n, float* sums, Ahead* ahead) {
     constexpr int kN = S * kVecs;
     const int64_t kq = (x.k + kValues - 1) / kValues * kValues;
     VecI sum[R][kN];
@@ -93,7 +93,7 @@ struct Int8Tile {
           for (int v = 0; v < kN; ++v) sum[r][v] = add_products(sum[r][v], w[v], pairs);
         }
       }
-      if constexpr (kStream) prefetch_words<S>(words, group_bytes);
+      if constexpr (kAhead) ahead->prefetch<S>(group_bytes);
       words += kWordBytes;
     }
 

@@ -64,54 +64,69 @@ inline float fold_sum(Vec v) {
   return lane[0];
 }
 
-// exp(x) = 2^n * exp(r) with n = round(x / ln 2), so |r| <= ln(2) / 2. Taylor to r^7 leaves a remainder
-// under r^8 / 8! = 6e-9: below float rounding. Overflows to infinity and underflows through the
-// subnormals to 0; NaN stays NaN.
+// exp(x) = 2^n * exp(r) with n = round(x / ln 2), so |r| <= ln(2) / 2.
+struct Reduced {
+  VecI n;
+  Vec r;
+};
+
+inline Reduced reduce(Vec x) {
+  // Adding 1.5 * 2^23 shifts the fraction out of the mantissa: round-to-nearest in two adds, with the integer
+  // in the low bits. ln 2 is split so that n * (its high part) is exact.
+  constexpr float kRound = 12582912.0f;
+  const Vec shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+  return {(VecI)shifted - (VecI)(Vec{} + kRound), (x - n * 0.693145752f) - n * 1.42860677e-6f};
+}
+
+// exp(r) - 1 for |r| <= ln(2) / 2: r + r^2 times the minimax fit of degree 4, relative error of
+// exp(r) 3.1e-9.
+inline Vec expm1_reduced(Vec r) {
+  Vec p = r * 0.00138145986f + 0.00836871696f;
+  p = p * r + 0.0416683881f;
+  p = p * r + 0.166665206f;
+  p = p * r + 0.499999934f;
+  return p * (r * r) + r;
+}
+
+// 2^n for n in [-126, 127]; 0 at -127.
+inline Vec power_of_two(VecI n) {
+  return (Vec)((n + 127) << 23);  // the same bits, read as float
+}
+
+// Overflows to infinity and underflows through the subnormals to 0; NaN stays NaN.
 inline Vec exp_approx(Vec x) {
   // Past these, the result is infinity or 0 anyway. NaN compares false twice and goes through.
   const Vec low = Vec{} - 104.0f, high = Vec{} + 89.0f;
   x = x < low ? low : x;
   x = x > high ? high : x;
-
-  // Adding 1.5 * 2^23 shifts the fraction out of the mantissa: round-to-nearest in two adds. ln 2 is
-  // split so that n * (its high part) is exact.
-  constexpr float kRound = 12582912.0f;
-  const Vec n = (x * 1.44269504f + kRound) - kRound;
-  const Vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-
-  Vec p = r * (1.0f / 5040) + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-
+  const auto [n, r] = reduce(x);
   // 2^n in two factors: n reaches 128 and -150, one float's exponent only 127 and -126.
-  const VecI exponent = __builtin_convertvector(n, VecI);
-  const VecI half = exponent >> 1;
-  const VecI a = (half + 127) << 23, b = (exponent - half + 127) << 23;
-  return p * (Vec)a * (Vec)b;  // the same bits, read as float
+  const VecI half = n >> 1;
+  const Vec a = power_of_two(half);
+  return (expm1_reduced(r) * a + a) * power_of_two(n - half);
 }
 
 inline Vec sigmoid(Vec x) {
-  return 1.0f / (1.0f + exp_approx(-x));
+  // exp(-x) as 2 * 2^(n-1) * exp(r): n from 128, where it is infinite and the result 0, down to -126, where
+  // it is taken for 0.
+  const Vec low = Vec{} - 89.0f, high = Vec{} + 87.5f;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const auto [n, r] = reduce(-x);
+  const Vec half = power_of_two(n - 1);
+  return 1.0f / ((expm1_reduced(r) * half + half) * 2.0f + 1.0f);
 }
 
-// 1 - 2 / (exp(2|x|) + 1) loses its leading digits near 0, so |x| < 0.625 takes x + x^3 q(x^2), with q
-// the Chebyshev fit of degree 4: relative error 1.9e-8.
+// tanh(x) = m / (m + 2) with m = exp(2|x|) - 1 = 2^n * (exp(r) - 1) + (2^n - 1): small where x is small, and
+// nothing is lost.
 inline Vec tanh_approx(Vec x) {
   const VecI sign = (VecI)x & INT32_MIN;
-  const Vec magnitude = (Vec)((VecI)x & INT32_MAX);
-  const Vec large = 1.0f - 2.0f / (exp_approx(magnitude + magnitude) + 1.0f);
-
-  const Vec square = magnitude * magnitude;
-  Vec q = square * -0.0061049457f + 0.02100364f;
-  q = q * square - 0.0538525f;
-  q = q * square + 0.13332783f;
-  q = q * square - 0.33333328f;
-  const Vec small = magnitude + magnitude * (square * q);
-  return (Vec)((VecI)(magnitude < 0.625f ? small : large) | sign);
+  Vec magnitude = (Vec)((VecI)x & INT32_MAX);
+  const Vec high = Vec{} + 16.0f;  // from 9.02 on the result is 1
+  magnitude = magnitude > high ? high : magnitude;
+  const auto [n, r] = reduce(magnitude + magnitude);
+  const Vec power = power_of_two(n), m = expm1_reduced(r) * power + (power - 1.0f);
+  return (Vec)((VecI)(m / (m + 2.0f)) | sign);
 }
 
 }  // namespace
