@@ -5,7 +5,8 @@ Notation used for shapes in this package:
     P  size of h: H, or the projection's    N  outputs    K  inputs
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ import lrcn_fast._library  # noqa: F401  (registers the operators)
 from lrcn_fast import reference
 from lrcn_fast._packed_sizes import HEADER_BYTES, linear_bytes, lstm_bytes
 
-__all__ = ["linear", "linear_pack", "lstm", "lstm_pack"]
+__all__ = ["linear", "linear_pack", "lstm", "lstm_bidirectional", "lstm_pack"]
 
 
 def lstm(
@@ -92,6 +93,47 @@ def lstm(
         save_gates,
     )
     return h, c
+
+
+def lstm_bidirectional(
+    xg: Sequence[Tensor],
+    w_hh: Sequence[Tensor],
+    h0: Sequence[Tensor],
+    c0: Sequence[Tensor],
+    *,
+    w_hr: Sequence[Tensor] = (),
+    lengths: Tensor | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Run two LSTM recurrences, the second of them with ``reverse``, side by side where the device can.
+
+    Each result is what :func:`lstm` computes. On CUDA, forward, one kernel runs both where it has room for
+    both (the rule is in csrc/ops/cuda_plan.h). Everything else runs one after the other.
+
+    Args:
+        xg: Input gates of both, as in :func:`lstm`. 2 of [T, B, 4H].
+        w_hh: Recurrent weights. 2 of [4H, P].
+        h0: States before the first steps. 2 of [B, P].
+        c0: Cells before the first steps. 2 of [B, H].
+        w_hr: Projections of h, or nothing. 2 of [P, H].
+        lengths: Steps of each row, in both directions. [B].
+
+    Returns:
+        A tuple:
+
+        - **h**: Hidden state after every step. 2 of [T, B, P].
+        - **c**: Cell state after every step. 2 of [T, B, H].
+
+    Raises:
+        ValueError: There are not two of each, their sizes differ, or what :func:`lstm` raises.
+    """
+    pairs = [xg, w_hh, w_hr, h0, c0]
+    save_gates = torch.is_grad_enabled() and any(t.requires_grad for pair in pairs for t in pair)
+    h, h_r, c, c_r, _, _ = torch.ops.lrcn_fast.lstm_bidirectional(
+        *([t.contiguous() for t in pair] for pair in pairs),
+        None if lengths is None else lengths.contiguous(),
+        save_gates,
+    )
+    return (h, h_r), (c, c_r)
 
 
 def lstm_pack(w_hh: Tensor, w_hr: Tensor | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -203,6 +245,24 @@ def _(
     return xg.new_empty(T, B, w_hh.shape[1]), xg.new_empty(T, B, c0.shape[1]), gates
 
 
+@torch.library.register_fake("lrcn_fast::lstm_bidirectional")
+def _(
+    xg: list[Tensor],
+    w_hh: list[Tensor],
+    w_hr: list[Tensor],
+    h0: list[Tensor],
+    c0: list[Tensor],
+    lengths: Tensor | None,
+    save_gates: bool,
+) -> tuple[Tensor, ...]:
+    outputs = []
+    for x, w, c in zip(xg, w_hh, c0, strict=True):
+        T, B, _ = x.shape
+        gates = x.new_empty(x.shape) if save_gates else x.new_empty(0)
+        outputs.append((x.new_empty(T, B, w.shape[1]), x.new_empty(T, B, c.shape[1]), gates))
+    return tuple(t for pair in zip(*outputs, strict=True) for t in pair)
+
+
 @torch.library.register_fake("lrcn_fast::lstm_backward")
 def _(
     d_h: Tensor,
@@ -235,12 +295,39 @@ def _lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     ctx.save_for_backward(w_hh, w_hr, h0, c0, lengths, cont, h, c, gates)
 
 
+class _Saved(NamedTuple):
+    """What the backward pass of one direction reads."""
+
+    w_hh: Tensor
+    w_hr: Tensor | None
+    h0: Tensor
+    c0: Tensor
+    lengths: Tensor | None
+    cont: Tensor | None
+    h: Tensor
+    c: Tensor
+    gates: Tensor
+
+
 def _lstm_backward(
     ctx: Any, d_h: Tensor | None, d_c: Tensor | None, d_gates: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if not ctx.save_gates:
         raise RuntimeError("lstm: save_gates must be True where a gradient is needed, got False")
-    w_hh, w_hr, h0, c0, lengths, cont, h, c, gates = ctx.saved_tensors
+    saved, wanted = _Saved(*ctx.saved_tensors), ctx.needs_input_grad[1:3]
+    return *_gradients(saved, wanted, ctx.reverse, d_h, d_c, d_gates), None, None, None, None, None
+
+
+def _gradients(
+    saved: _Saved,
+    wanted: Sequence[bool],
+    reverse: bool,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    d_gates: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Those of xg, w_hh, w_hr, h0 and c0 in one direction; of the weights where they are wanted."""
+    w_hh, w_hr, h0, c0, lengths, cont, h, c, gates = saved
     d_xg, d_h0, d_c0, d_p = torch.ops.lrcn_fast.lstm_backward(
         torch.zeros_like(h) if d_h is None else d_h.contiguous(),
         torch.zeros_like(c) if d_c is None else d_c.contiguous(),
@@ -252,16 +339,39 @@ def _lstm_backward(
         c,
         lengths,
         cont,
-        ctx.reverse,
+        reverse,
     )
     d_w_hh = d_w_hr = None
-    if ctx.needs_input_grad[1]:  # sum over t of d_xg[t]^T @ h[t-1]: one GEMM over all T*B rows
-        h_prev = _previous(h, h0, lengths, cont, ctx.reverse)
+    if wanted[0]:  # sum over t of d_xg[t]^T @ h[t-1]: one GEMM over all T*B rows
+        h_prev = _previous(h, h0, lengths, cont, reverse)
         d_w_hh = d_xg.flatten(0, 1).T @ h_prev.flatten(0, 1)  # [4H, P]
-    if w_hr is not None and ctx.needs_input_grad[2]:
+    if w_hr is not None and wanted[1]:
         u = gates[..., -c.shape[-1] :] * c.tanh()  # [T, B, H]
         d_w_hr = d_p.flatten(0, 1).T @ u.flatten(0, 1)  # [P, H]
-    return d_xg, d_w_hh, d_w_hr, d_h0, d_c0, None, None, None, None, None
+    return d_xg, d_w_hh, d_w_hr, d_h0, d_c0
+
+
+def _bidirectional_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, w_hh, w_hr, h0, c0, lengths, save_gates = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_gates = save_gates
+    pairs = [w_hh, w_hr or (None, None), h0, c0, (lengths, lengths), (None, None)]
+    pairs += [output[0:2], output[2:4], output[4:6]]
+    ctx.save_for_backward(*(pair[i] for i in range(2) for pair in pairs))
+
+
+def _bidirectional_backward(ctx: Any, *grads: Tensor | None) -> tuple[list[Tensor | None] | None, ...]:
+    if not ctx.save_gates:
+        raise RuntimeError("lstm: save_gates must be True where a gradient is needed, got False")
+    found: list[tuple[Tensor | None, ...]] = []
+    for i in range(2):
+        size = len(_Saved._fields)
+        saved = _Saved(*ctx.saved_tensors[i * size : (i + 1) * size])
+        wanted = [bool(pair) and pair[i] for pair in ctx.needs_input_grad[1:3]]
+        reached = any(g is not None for g in grads[i::2])
+        found.append(_gradients(saved, wanted, i == 1, *grads[i::2]) if reached else (None,) * 5)
+    d_xg, d_w_hh, d_w_hr, d_h0, d_c0 = (list(pair) for pair in zip(*found, strict=True))
+    return d_xg, d_w_hh, d_w_hr if ctx.needs_input_grad[2] else [], d_h0, d_c0, None, None
 
 
 def _previous(
@@ -314,6 +424,9 @@ def _lstm_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | N
 
 torch.library.register_autograd("lrcn_fast::lstm", _lstm_backward, setup_context=_lstm_setup)
 torch.library.register_autograd(
+    "lrcn_fast::lstm_bidirectional", _bidirectional_backward, setup_context=_bidirectional_setup
+)
+torch.library.register_autograd(
     "lrcn_fast::lstm_backward", _lstm_backward_backward, setup_context=_lstm_backward_setup
 )
 
@@ -329,6 +442,13 @@ def _autocast_lstm(*args: Any) -> Any:
         return torch.ops.lrcn_fast.lstm(*(_cast(a, dtype) for a in args))
 
 
+def _autocast_lstm_bidirectional(*args: Any) -> Any:
+    device = args[0][0].device.type
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.lrcn_fast.lstm_bidirectional(*(_cast(a, dtype) for a in args))
+
+
 def _autocast_linear(*args: Any) -> Any:
     with torch.autocast(args[0].device.type, enabled=False):
         return torch.ops.lrcn_fast.linear(*(_cast(a, torch.float32) for a in args))
@@ -336,6 +456,8 @@ def _autocast_linear(*args: Any) -> Any:
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     """Autocast's own rule: floating-point tensors other than float64."""
+    if isinstance(value, list):
+        return [_cast(v, dtype) for v in value]
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64:
         return value.to(dtype)
     return value
@@ -345,6 +467,8 @@ _autocast = torch.library.Library("lrcn_fast", "IMPL")  # type: ignore[no-untype
 for _name, _rule, _key in (
     ("lstm", _autocast_lstm, "AutocastCPU"),
     ("lstm", _autocast_lstm, "AutocastCUDA"),
+    ("lstm_bidirectional", _autocast_lstm_bidirectional, "AutocastCPU"),
+    ("lstm_bidirectional", _autocast_lstm_bidirectional, "AutocastCUDA"),
     ("linear", _autocast_linear, "AutocastCPU"),
 ):
     _autocast.impl(_name, _rule, _key)  # type: ignore[no-untyped-call]

@@ -147,6 +147,32 @@ def test_plan_cluster_rows(T, B, H, dtype, monkeypatch):
     compare(T, B, H, {}, None, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize(
+    ("plan", "T", "B", "H"),
+    [
+        ("grid", 7, 5, 24),
+        ("grid", 20, 20, 256),  # several groups of rows in each direction
+        ("grid", 9, 5, 1024),  # one direction fills the GPU: one after the other
+        ("block", 7, 20, 100),
+        ("cluster", 20, 20, 256),
+        ("step", 5, 3, 20),
+    ],
+)
+def test_both_directions(plan, T, B, H, lengths, dtype, monkeypatch):
+    if plan == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs clusters")
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", plan)
+    pair = [inputs(T, B, H, dtype=dtype, seed=seed) for seed in (0, 1)]
+    o = options(T, B, lengths=[(3 * b + T) % (T + 1) for b in range(B)] if lengths else None)
+    h, c = ops.lstm_bidirectional(*([x[name] for x in pair] for name in pair[0]), lengths=o["lengths"])
+    for i, x in enumerate(pair):
+        h64, c64 = reference.lstm(**double(x), **o | {"reverse": i == 1})
+        check(h[i], h64, "h")
+        check(c[i], c64, "c")
+
+
 @pytest.mark.parametrize(
     ("plan", "H", "dtype"),
     [

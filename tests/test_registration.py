@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_ops_decoder import BOS, EOS, FAMILIES, PAD, Model
 from test_ops_lstm import make_inputs, make_masks, op_arguments
+from test_ops_lstm_bidirectional import make_pair
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lrcn_fast import ops, ops_decode
@@ -23,7 +24,7 @@ def opcheck(name, *arguments, **tolerance):
 
 def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lrcn_fast::")}
-    names = ["lstm", "lstm_backward", "lstm_pack", "linear", "linear_pack"]
+    names = ["lstm", "lstm_bidirectional", "lstm_backward", "lstm_pack", "linear", "linear_pack"]
     names += ["decode_pack", "decode_beam", "decode_sample"]
     assert registered == {f"lrcn_fast::{name}" for name in names}
     for name in names:
@@ -39,6 +40,17 @@ def test_lstm(dtype, P, requires_grad):
     tolerance = dict.fromkeys(("rtol", "atol"), 4 * torch.finfo(dtype).eps)
     for options in ({}, {**make_masks(3, 2, True, True), "reverse": True}):
         opcheck("lstm", *op_arguments(inputs, **options, save_gates=requires_grad), **tolerance)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("P", [None, 3])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_lstm_bidirectional(dtype, P, requires_grad):
+    tolerance = dict.fromkeys(("rtol", "atol"), 4 * torch.finfo(dtype).eps)  # as above
+    xg, w_hh, h0, c0, *w_hr = zip(*make_pair(3, 2, 5, dtype, P, requires_grad), strict=True)
+    arguments = [list(t) for t in (xg, w_hh, w_hr[0] if w_hr else (), h0, c0)]
+    for lengths in (None, torch.tensor([2, 3])):
+        opcheck("lstm_bidirectional", *arguments, lengths, requires_grad, **tolerance)
 
 
 @pytest.mark.parametrize("packed_dtype", PACKED)

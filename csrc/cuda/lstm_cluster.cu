@@ -1,5 +1,6 @@
 // Persistent LSTM forward, 8 batch rows for each thread-block cluster, or for a block alone: one launch runs
-// all T steps, and between them h never leaves shared memory.
+// all T steps, and between them h never leaves shared memory. Along y there is one direction, or both; they
+// share nothing.
 //
 // A block owns `tiles` tiles of 8 hidden units, and K, the units of h_prev, is cut into `parts`; a warp has
 // one part of one tile. A step is: wait for h_prev, multiply it with the weights, hand the sums of all parts
@@ -155,7 +156,10 @@ LRCN_DEVICE void publish(const float (&h)[2], unsigned char* buffer, const Shape
 
 template <typename T, int kPairs, bool kAlone>
 __global__ void __launch_bounds__(kThreads, 1)
-    lstm_cluster_kernel(LstmRows rows, LstmSequence args, Shape shape, int blocks) {
+    lstm_cluster_kernel(LstmRows all_rows, const __grid_constant__ LstmSequences sequences, Shape shape,
+                        int blocks) {
+  const LstmRows rows = rows_in(all_rows, block_index_y());
+  const LstmSequence& args = sequences.of[block_index_y()];
   auto* const full = reinterpret_cast<Mbarrier*>(shared_dynamic());
   unsigned char* const states = shared_dynamic() + 2 * sizeof(Mbarrier);
   float* const sums = reinterpret_cast<float*>(states + 2 * shape.h_bytes);
@@ -204,10 +208,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   load_x(step_of(rows, 0), x);
 
-  for (int64_t n = 0; n < rows.T; ++n) {
-    const int64_t t = step_of(rows, n);
+  const int T_end = static_cast<int>(rows.T);  // 32 bits: there is not a register to spare
+  for (int n = 0; n < T_end; ++n) {
+    const int t = static_cast<int>(step_of(rows, n));
     float x_next[4][2] = {};  // on its way while we wait
-    if (n + 1 < rows.T) load_x(step_of(rows, n + 1), x_next);
+    if (n + 1 < T_end) load_x(step_of(rows, n + 1), x_next);
 
     float sum[2][4] = {};
     if (n > 0) {
@@ -253,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           h[r] = gates[r][3] * std::tanh(cell[r]);
         }
       }
-      if (n + 1 < rows.T)
+      if (n + 1 < T_end)
         publish<T, kAlone>(h, states + n % 2 * shape.h_bytes, shape, unit, &full[n % 2], blocks);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -277,13 +282,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kPairs>
-void start(const LstmRows& rows, const LstmSequence& args, const Shape& shape, int64_t blocks,
+void start(const LstmRows& rows, const LstmSequences& sequences, const Shape& shape, int64_t blocks,
            Stream stream) {
-  const Grid grid{static_cast<unsigned>((rows.B + kRows - 1) / kRows * blocks)};
+  const Grid grid{static_cast<unsigned>((rows.B + kRows - 1) / kRows * blocks),
+                  static_cast<unsigned>(sequences.directions)};
   const auto go = [&](auto kernel) {
     const unsigned threads = static_cast<unsigned>(shape.tiles * shape.parts * 32);
-    launch(kernel, grid, threads, static_cast<unsigned>(blocks), bytes_of(shape), stream, rows, args, shape,
-           static_cast<int>(blocks));
+    launch(kernel, grid, threads, static_cast<unsigned>(blocks), bytes_of(shape), stream, rows, sequences,
+           shape, static_cast<int>(blocks));
   };
   if (blocks == 1) return go(lstm_cluster_kernel<T, kPairs, true>);
   go(lstm_cluster_kernel<T, kPairs, false>);
@@ -296,20 +302,20 @@ int64_t lstm_cluster_bytes(Dtype dtype, int64_t H, int64_t blocks) {
   return bytes_of(shape_of(dtype != Dtype::kFloat32, H, blocks));
 }
 
-void lstm_cluster(const LstmRows& rows, const LstmSequence& args, int64_t blocks, Stream stream) {
+void lstm_cluster(const LstmRows& rows, const LstmSequences& sequences, int64_t blocks, Stream stream) {
   if (rows.T == 0 || rows.B == 0 || rows.H == 0) return;
   if (lstm_cluster_bytes(rows.dtype, rows.H, blocks) == 0)
     throw std::invalid_argument("lstm_cluster: H must be what " + std::to_string(blocks) +
                                 " blocks can hold, got " + std::to_string(rows.H));
   const Shape shape = shape_of(rows.dtype != Dtype::kFloat32, rows.H, blocks);
-  if (rows.dtype == Dtype::kFloat32) return start<float, 0>(rows, args, shape, blocks, stream);
+  if (rows.dtype == Dtype::kFloat32) return start<float, 0>(rows, sequences, shape, blocks, stream);
   with_half_type("lstm_cluster", rows.dtype, [&](auto type) {
     using T = decltype(type);
-    if (shape.pairs == 1) return start<T, 1>(rows, args, shape, blocks, stream);
-    if (shape.pairs == 3) return start<T, 3>(rows, args, shape, blocks, stream);
+    if (shape.pairs == 1) return start<T, 1>(rows, sequences, shape, blocks, stream);
+    if (shape.pairs == 3) return start<T, 3>(rows, sequences, shape, blocks, stream);
 #ifndef LRCN_SIMT  // the same with other numbers
-    if (shape.pairs == 2) return start<T, 2>(rows, args, shape, blocks, stream);
-    start<T, 4>(rows, args, shape, blocks, stream);
+    if (shape.pairs == 2) return start<T, 2>(rows, sequences, shape, blocks, stream);
+    start<T, 4>(rows, sequences, shape, blocks, stream);
 #endif
   });
 }

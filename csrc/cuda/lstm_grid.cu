@@ -1,4 +1,6 @@
-// Persistent LSTM forward over the whole grid: one launch runs all T steps.
+// Persistent LSTM forward over the whole grid: one launch runs all T steps, of one direction or of both side
+// by side. Blocks along y are groups of rows, those of the second direction after those of the first; groups
+// share nothing.
 //
 // A block owns 8 hidden units, so 32 rows of W_hh, and keeps them in registers, K spread over its 8 warps. In
 // a step each warp multiplies its part of K with its part of h_prev, for 8 batch rows at a time on
@@ -50,12 +52,17 @@ LRCN_DEVICE Vec16 receive(const Vec16* from, Vec16 piece, uint32_t phase) {
 // kPairs pairs of k-steps a warp: H <= 256 kPairs. kTiles tiles of 8 batch rows a group.
 template <typename T, int kPairs, int kTiles>
 __global__ void __launch_bounds__(kThreads, 1)
-    lstm_grid_kernel(LstmRows rows, LstmSequence args, void* exchange, int64_t group_rows) {
+    lstm_grid_kernel(LstmRows all_rows, const __grid_constant__ LstmSequences sequences, Vec16* exchanges,
+                     int64_t group_rows, unsigned groups) {
+  const unsigned direction = block_index_y() / groups;
+  const LstmRows rows = rows_in(all_rows, direction);
+  const LstmSequence& args = sequences.of[direction];
   auto& state = *reinterpret_cast<GridState<kTiles>*>(shared_dynamic());
   const int lane = lane_index(), warp = warp_index(), g = lane / 4, q = lane % 4;
   const int64_t H = rows.H;
   const int first_unit = block_index() * kUnits, pieces = grid_blocks();
-  const int64_t first_row = block_index_y() * group_rows;
+  const int64_t first_row = block_index_y() % groups * group_rows;
+  Vec16* const exchange = exchanges + direction * 2 * rows.B * pieces;
   const int count = static_cast<int>(rows.B - first_row < group_rows ? rows.B - first_row : group_rows);
 
   GateWeights<T, kPairs> weights;
@@ -94,8 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     if (n > 0) {
       const uint32_t phase = (n - 1) / 2 % 2 == 0 ? kPhaseBit : 0;
-      const Vec16* const from =
-          static_cast<const Vec16*>(exchange) + ((n - 1) % 2 * rows.B + first_row) * pieces;
+      const Vec16* const from = exchange + ((n - 1) % 2 * rows.B + first_row) * pieces;
       const auto piece_at = [&](int tile, int p) {
         return from + (tile * kTileRows + g) * pieces + (warp * kPairs + p) * 4 + q;
       };
@@ -159,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const uint32_t nan = (piece.word[0] | piece.word[1] | piece.word[2] | piece.word[3]) & kSpareBits;
         piece.word[0] =
             (piece.word[0] & ~kSpareBits) | (nan != 0 ? kNanBit : 0) | (n / 2 % 2 == 0 ? kPhaseBit : 0);
-        store_relaxed(static_cast<Vec16*>(exchange) + (n % 2 * rows.B + row) * pieces + block_index(), piece);
+        store_relaxed(exchange + (n % 2 * rows.B + row) * pieces + block_index(), piece);
       }
 
       if (has_unit) {
@@ -176,10 +182,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kTiles>
-void start(const LstmRows& rows, const LstmSequence& args, void* exchange, const Grid& grid,
+void start(const LstmRows& rows, const LstmSequences& sequences, void* exchange, const Grid& grid,
            int64_t group_rows, Stream stream) {
   const auto go = [&](auto kernel) {
-    launch(kernel, grid, kThreads, 1, sizeof(GridState<kTiles>), stream, rows, args, exchange, group_rows);
+    launch(kernel, grid, kThreads, 1, sizeof(GridState<kTiles>), stream, rows, sequences,
+           static_cast<Vec16*>(exchange), group_rows, grid.y / static_cast<unsigned>(sequences.directions));
   };
   if (rows.H <= 256) return go(lstm_grid_kernel<T, 1, kTiles>);
 #ifndef LRCN_SIMT  // the emulator would take minutes for these, and to compile them
@@ -191,13 +198,15 @@ void start(const LstmRows& rows, const LstmSequence& args, void* exchange, const
 
 }  // namespace
 
-void lstm_grid(const LstmRows& rows, const LstmSequence& args, void* exchange, int64_t groups,
+void lstm_grid(const LstmRows& rows, const LstmSequences& sequences, void* exchange, int64_t groups,
                Stream stream) {
-  with_groups("lstm_grid", rows, groups, [&](auto type, int64_t group_rows, const Grid& grid) {
-    using T = decltype(type);
-    if (group_rows <= kTileRows) return start<T, 1>(rows, args, exchange, grid, group_rows, stream);
-    start<T, kLstmGridRows / kTileRows>(rows, args, exchange, grid, group_rows, stream);
-  });
+  with_groups("lstm_grid", rows, groups, sequences.directions,
+              [&](auto type, int64_t group_rows, const Grid& grid) {
+                using T = decltype(type);
+                if (group_rows <= kTileRows)
+                  return start<T, 1>(rows, sequences, exchange, grid, group_rows, stream);
+                start<T, kLstmGridRows / kTileRows>(rows, sequences, exchange, grid, group_rows, stream);
+              });
 }
 
 }  // namespace lrcn::cuda

@@ -127,7 +127,7 @@ void lstm_grid_backward(const LstmRows& rows, const LstmSequenceBackward& args, 
   if (rows.H % kUnits != 0)
     throw std::invalid_argument("lstm_grid_backward: H must be a multiple of 8, got " +
                                 std::to_string(rows.H));
-  with_groups("lstm_grid_backward", rows, groups, [&](auto type, int64_t group_rows, const Grid& grid) {
+  with_groups("lstm_grid_backward", rows, groups, 1, [&](auto type, int64_t group_rows, const Grid& grid) {
     using T = decltype(type);
     if (group_rows <= kTileRows) return start<T, 1>(rows, args, done, grid, group_rows, stream);
     start<T, kLstmGridRows / kTileRows>(rows, args, done, grid, group_rows, stream);

@@ -57,6 +57,12 @@ struct GateWeights {
   }
 };
 
+// The rows as one direction of LstmSequences goes through them.
+LRCN_DEVICE LstmRows rows_in(LstmRows rows, unsigned direction) {
+  if (direction == 1) rows.reverse = !rows.reverse;
+  return rows;
+}
+
 // One unit of one row in the backward kernels that run all steps, from the forward pass's last to its first.
 template <typename T>
 struct BackwardCell {
@@ -129,9 +135,10 @@ void with_half_type(const char* name, Dtype dtype, F&& f) {
   throw std::invalid_argument(std::string(name) + ": dtype must be float16 or bfloat16");
 }
 
-// Deals the rows to groups of blocks of the plan grid: start(type, rows a group, blocks).
+// Deals the rows to groups of blocks of the plan grid: start(type, rows a group, blocks), the groups of each
+// direction along y.
 template <typename F>
-void with_groups(const char* name, const LstmRows& rows, int64_t groups, F&& start) {
+void with_groups(const char* name, const LstmRows& rows, int64_t groups, int64_t directions, F&& start) {
   if (rows.T == 0 || rows.B == 0 || rows.H == 0) return;
   const int64_t group_rows = (rows.B + groups - 1) / groups;
   if (rows.H > kLstmGridHidden || group_rows > kLstmGridRows)
@@ -139,7 +146,8 @@ void with_groups(const char* name, const LstmRows& rows, int64_t groups, F&& sta
                                 " and the rows of a group " + std::to_string(kLstmGridRows) + ", got " +
                                 std::to_string(rows.H) + " and " + std::to_string(group_rows));
   groups = (rows.B + group_rows - 1) / group_rows;  // none is left without rows
-  const Grid grid{static_cast<unsigned>(lstm_grid_blocks(rows.H)), static_cast<unsigned>(groups), true};
+  const Grid grid{static_cast<unsigned>(lstm_grid_blocks(rows.H)), static_cast<unsigned>(groups * directions),
+                  true};
   with_half_type(name, rows.dtype, [&](auto type) { start(type, group_rows, grid); });
 }
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
+#include <vector>
 
 #include "../core/lstm.h"
 #include "lstm_checks.h"
@@ -101,6 +102,20 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cpu(const Tensor& xg, const Tensor& w_hh
   return {h, c, gates};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bidirectional_cpu(
+    const std::vector<Tensor>& xg, const std::vector<Tensor>& w_hh, const std::vector<Tensor>& w_hr,
+    const std::vector<Tensor>& h0, const std::vector<Tensor>& c0, const MaybeTensor& lengths,
+    bool save_gates) {
+  const LstmSizes n = check_lstm_bidirectional(xg, w_hh, w_hr, h0, c0, lengths);
+  const auto run = [&](size_t i) {
+    return lstm_cpu(xg[i], w_hh[i], n.projects ? MaybeTensor(w_hr[i]) : std::nullopt, h0[i], c0[i], lengths,
+                    std::nullopt, std::nullopt, i == 1, save_gates);
+  };
+  auto [h, c, gates] = run(0);
+  auto [h_reverse, c_reverse, gates_reverse] = run(1);
+  return {h, h_reverse, c, c_reverse, gates, gates_reverse};
+}
+
 template <typename T>
 LstmBackward<T> backward_args(const LstmShape& shape, const Tensor& d_h, const Tensor& d_c,
                               const MaybeTensor& d_gates, const Tensor& w_hh, const MaybeTensor& w_hr,
@@ -157,6 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward_cpu(const Tensor& d_h, 
 STABLE_TORCH_LIBRARY_IMPL(lrcn_fast, CPU, m) {
   m.impl("lstm_pack", TORCH_BOX(&lstm_pack_cpu));
   m.impl("lstm", TORCH_BOX(&lstm_cpu));
+  m.impl("lstm_bidirectional", TORCH_BOX(&lstm_bidirectional_cpu));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward_cpu));
 }
 

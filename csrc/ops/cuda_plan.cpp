@@ -24,7 +24,8 @@ int64_t grid_groups(const LstmProblem& p) {
   if (p.backward && p.H % cuda::kLstmGridUnits != 0) return 0;
   if (attribute(cudaDevAttrComputeCapabilityMajor, p.device) < 8) return 0;
   if (attribute(cudaDevAttrCooperativeLaunch, p.device) == 0) return 0;
-  const int64_t fit = attribute(cudaDevAttrMultiProcessorCount, p.device) / cuda::lstm_grid_blocks(p.H);
+  const int64_t fit =
+      attribute(cudaDevAttrMultiProcessorCount, p.device) / (p.directions * cuda::lstm_grid_blocks(p.H));
   const int64_t groups = std::min(fit, (p.B + 7) / 8);  // the kernels take 8 rows at a time
   return groups > 0 && (p.B + groups - 1) / groups <= cuda::kLstmGridRows ? groups : 0;
 }
@@ -53,7 +54,7 @@ LstmPlan choose_plan(const LstmProblem& p) {
   if (wanted == "step") return {};
   if (wanted.empty() || wanted == "grid") {
     const int64_t groups = grid_groups(p);
-    LRCN_CHECK(wanted.empty() || groups > 0,
+    LRCN_CHECK(wanted.empty() || groups > 0 || p.directions == 2,  // each will ask for itself
                "LRCN_FAST_LSTM_PLAN must be step for this call: grid takes float16 and bfloat16, no "
                "projection, H up to ",
                cuda::kLstmGridHidden,
@@ -64,8 +65,9 @@ LstmPlan choose_plan(const LstmProblem& p) {
   LRCN_CHECK(wanted == "block" || wanted == "cluster",
              "LRCN_FAST_LSTM_PLAN must be step, block, cluster or grid, got \"", wanted, "\"");
   const int64_t blocks = cluster_blocks(p, wanted == "block" ? 1 : 2);
-  LRCN_CHECK(blocks == 1 || (blocks > 1 && wanted == "cluster"),
-             "LRCN_FAST_LSTM_PLAN must be step for this call: ", wanted,
+  const bool fits = blocks == 1 || (blocks > 1 && wanted == "cluster");
+  if (!fits && p.directions == 2) return {};
+  LRCN_CHECK(fits, "LRCN_FAST_LSTM_PLAN must be step for this call: ", wanted,
              wanted == "block"
                  ? " takes float32, float16 and bfloat16, no projection, weights that fit one "
                    "multiprocessor, and nothing in training's backward pass"

@@ -20,9 +20,15 @@ struct LstmProblem {
   int64_t T, B, H;
   cuda::Dtype dtype;
   bool projects, backward;
+  int directions;  // 2: both of lstm_bidirectional in one launch
   int device;
 };
 
+// Two directions run side by side, in one launch, where a plan that runs all steps in one has room for both:
+// grid takes the multiprocessors of two, so half as many groups each; clusters always, as they need not be
+// resident together. Otherwise step is what two directions get, and stands for one after the other, each by
+// the plan chosen for it alone.
+//
 // grid where it can run and step elsewhere, or the plan LRCN_FAST_LSTM_PLAN names: block and cluster wait for
 // a measurement that says where they are faster. Naming one is for tests and measurements, and an error where
 // it cannot be followed. Reads nothing that is not cached by the driver.

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "checks.h"
 
@@ -62,6 +63,27 @@ inline LstmSizes check_lstm(const Tensor& xg, const Tensor& w_hh, const MaybeTen
   check_lstm_common("lstm", "xg", xg, n, w_hh, w_hr, c0, lengths, cont);
   check("lstm: h0", h0, projects ? "[B, P]" : "[B, H]", {n.B, n.P}, "xg", xg);
   return n;
+}
+
+// The sizes that both directions of lstm_bidirectional have; of w_hr there may be none.
+inline LstmSizes check_lstm_bidirectional(const std::vector<Tensor>& xg, const std::vector<Tensor>& w_hh,
+                                          const std::vector<Tensor>& w_hr, const std::vector<Tensor>& h0,
+                                          const std::vector<Tensor>& c0, const MaybeTensor& lengths) {
+  const auto two = [](const char* name, size_t count, const char* what) {
+    LRCN_CHECK(count == 2, "lstm_bidirectional: ", name, " must be ", what, ", got ", count);
+  };
+  two("xg", xg.size(), "2 tensors"), two("w_hh", w_hh.size(), "2 tensors");
+  if (!w_hr.empty()) two("w_hr", w_hr.size(), "2 tensors or none");
+  two("h0", h0.size(), "2 tensors"), two("c0", c0.size(), "2 tensors");
+  LstmSizes sizes[2];
+  for (size_t i = 0; i < 2; ++i)
+    sizes[i] = check_lstm(xg[i], w_hh[i], w_hr.empty() ? std::nullopt : MaybeTensor(w_hr[i]), h0[i], c0[i],
+                          lengths, std::nullopt);
+  check("lstm_bidirectional: xg[1]", xg[1], "[T, B, 4H]", {sizes[0].T, sizes[0].B, 4 * sizes[0].H}, "xg[0]",
+        xg[0]);
+  LRCN_CHECK(sizes[1].P == sizes[0].P, "lstm_bidirectional: P must be the same in both, got ", sizes[0].P,
+             " and ", sizes[1].P);
+  return sizes[0];
 }
 
 inline LstmSizes check_lstm_backward(const Tensor& d_h, const Tensor& d_c, const MaybeTensor& d_gates,

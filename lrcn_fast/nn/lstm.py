@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from lrcn_fast import reference
+from lrcn_fast import ops, reference
 from lrcn_fast.nn._checks import (
     check_flags,
     check_hx,
@@ -364,16 +364,43 @@ class LSTM(RecurrentModule):
         for layer in range(self.num_layers):
             if layer:
                 x = F.dropout(x, self.dropout, self.training)
-            outputs = []
-            for index in range(layer * D, layer * D + D):
-                reverse = index % D == 1
-                start = h0[index], c0[index]
-                h, c = self._run_direction(index, x, *start, lengths=lengths, cont=cont, reverse=reverse)
-                h_n.append(_last(h, start[0], lengths, reverse))
-                c_n.append(_last(c, start[1], lengths, reverse))
-                outputs.append(h)
-            x = torch.cat(outputs, dim=-1) if D == 2 else outputs[0]
+            first = layer * D
+            if D == 2 and x.is_cuda and not self._is_custom() and not in_func_transform():
+                states = self._run_side_by_side(first, x, h0, c0, lengths)
+            else:
+                states = [
+                    self._run_direction(i, x, h0[i], c0[i], lengths=lengths, cont=cont, reverse=i > first)
+                    for i in range(first, first + D)
+                ]
+            for i, (h, c) in enumerate(states, first):
+                h_n.append(_last(h, h0[i], lengths, i > first))
+                c_n.append(_last(c, c0[i], lengths, i > first))
+            x = torch.cat([h for h, _ in states], dim=-1) if D == 2 else states[0][0]
         return x, torch.stack(h_n), torch.stack(c_n)
+
+    def _run_side_by_side(
+        self, first: int, x: Tensor, h0: Sequence[Tensor], c0: Sequence[Tensor], lengths: Tensor | None
+    ) -> list[State]:
+        """Both directions of a layer, the first of which is `first`, in one call: see lstm_bidirectional."""
+        xg, states, weights = [], [], []
+        for i in (first, first + 1):
+            w, state = self._weights(i), (h0[i], c0[i])
+            self._reads_packs(w, x, *state)  # there are none on CUDA: an error where they are asked for
+            dtype = compute_dtype(w.hh)
+            if dtype is not None:
+                w, x, state = w.to(dtype), x.to(dtype), (state[0].to(dtype), state[1].to(dtype))
+            xg.append(F.linear(x, w.ih, w.bias))
+            states.append(state)
+            weights.append(w)
+        h, c = ops.lstm_bidirectional(
+            xg,
+            [w.hh for w in weights],
+            [h for h, _ in states],
+            [c for _, c in states],
+            w_hr=[w.hr for w in weights if w.hr is not None],
+            lengths=lengths,
+        )
+        return [(h[0], c[0]), (h[1], c[1])]
 
     def _run_direction(self, index: int, x: Tensor, h0: Tensor, c0: Tensor, **options: Any) -> State:
         if not self._is_custom():

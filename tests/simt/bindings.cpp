@@ -52,12 +52,17 @@ SIMT_API const char* lstm_projection_backward(int64_t T, int64_t B, int64_t H, c
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
   return guarded([&] { lstm_projection_backward(rows, d_h, recurrent, d_p, P, t, nullptr); });
 }
+// One direction, or with xg2 both.
 SIMT_API const char* lstm_grid(int64_t T, int64_t B, int64_t H, const int64_t* lengths, const uint8_t* cont,
                                int64_t reverse, int64_t dtype, const void* xg, const void* w_hh,
                                const void* c0, const float* z_first, void* h, void* c, void* gates,
-                               void* exchange, int64_t groups) {
+                               const void* xg2, const void* w_hh2, const void* c02, const float* z_first2,
+                               void* h2, void* c2, void* gates2, void* exchange, int64_t groups) {
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
-  return guarded([&] { lstm_grid(rows, {xg, w_hh, c0, z_first, h, c, gates}, exchange, groups, nullptr); });
+  const LstmSequences sequences{
+      xg2 == nullptr ? 1 : 2,
+      {{xg, w_hh, c0, z_first, h, c, gates}, {xg2, w_hh2, c02, z_first2, h2, c2, gates2}}};
+  return guarded([&] { lstm_grid(rows, sequences, exchange, groups, nullptr); });
 }
 SIMT_API const char* lstm_grid_backward(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
                                         const uint8_t* cont, int64_t reverse, int64_t dtype, const void* d_h,
@@ -71,9 +76,13 @@ SIMT_API const char* lstm_grid_backward(int64_t T, int64_t B, int64_t H, const i
 SIMT_API const char* lstm_cluster(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
                                   const uint8_t* cont, int64_t reverse, int64_t dtype, const void* xg,
                                   const void* w_hh, const void* c0, const float* z_first, void* h, void* c,
-                                  void* gates, int64_t blocks) {
+                                  void* gates, const void* xg2, const void* w_hh2, const void* c02,
+                                  const float* z_first2, void* h2, void* c2, void* gates2, int64_t blocks) {
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
-  return guarded([&] { lstm_cluster(rows, {xg, w_hh, c0, z_first, h, c, gates}, blocks, nullptr); });
+  const LstmSequences sequences{
+      xg2 == nullptr ? 1 : 2,
+      {{xg, w_hh, c0, z_first, h, c, gates}, {xg2, w_hh2, c02, z_first2, h2, c2, gates2}}};
+  return guarded([&] { lstm_cluster(rows, sequences, blocks, nullptr); });
 }
 SIMT_API const char* lstm_cluster_backward(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
                                            const uint8_t* cont, int64_t reverse, int64_t dtype,

@@ -68,6 +68,8 @@ class Lstm:
     d_gates: bool = True  # they have a gradient of their own
     groups: int = 0  # of blocks, for the plan "grid"
     blocks: int = 0  # of a cluster, for the plans "block" (1) and "cluster"; 0 in both: the plan "step"
+    both: bool = False  # another call, in the other direction, beside it; forward only
+    seed: int = 0
 
     def __str__(self):
         flags = [f"P{self.P}"] * bool(self.P) + ["lengths"] * bool(self.lengths) + ["cont"] * self.cont
@@ -75,15 +77,22 @@ class Lstm:
             [f"grid{self.groups}"] * bool(self.groups)
             + [f"cluster{self.blocks}"] * bool(self.blocks)
             + ["reverse"] * self.reverse
+            + ["both"] * self.both
             + ["forward"] * (not self.gates)
         )
         flags += ["no_d_gates"] * (not self.d_gates)
         return "-".join([self.dtype, f"{self.T}x{self.B}x{self.H}", *flags])
 
+    def directions(self):
+        """The calls of one direction that it is made of."""
+        one = dataclasses.replace(self, both=False)
+        other = dataclasses.replace(one, reverse=not self.reverse, seed=self.seed + 1)
+        return [one, other] if self.both else [self]
+
     def inputs(self):
         """Everything the op is given, as stored."""
         T, B, H, P = self.T, self.B, self.H, self.P or self.H
-        rng = np.random.default_rng([T, B, H, P])
+        rng = np.random.default_rng([T, B, H, P, *([self.seed] if self.seed else [])])
         scale = H**-0.5
 
         def normal(*shape):
@@ -155,8 +164,37 @@ def reference(case, x):
     return {k: a.detach().numpy() for k, a in out.items()}
 
 
+def run_persistent(library, case, inputs, **schedule):
+    """All steps in one launch, of one direction or of both: inputs and results are lists."""
+    T, B, H = case.T, case.B, case.H
+    rows = dict(T=T, B=B, H=H, lengths=inputs[0]["lengths"], cont=inputs[0]["cont"], reverse=case.reverse)
+    results, arguments = [], {}
+    for suffix, x in zip(("", "2"), [*inputs, None][:2], strict=True):
+        names = ("xg", "w_hh", "c0", "z_first", "h", "c", "gates")
+        given = dict.fromkeys(names)
+        if x is not None:
+            out = {"h": blank((T, B, H), case.dtype), "c": blank((T, B, H), case.dtype)}
+            out["gates"] = blank((T, B, 4 * H), case.dtype) if case.gates else None
+            results.append(out)
+            given |= {name: x[name] for name in ("xg", "w_hh", "c0")} | out
+            product = value(x["h0"], case.dtype) @ value(x["w_hh"], case.dtype).T
+            given["z_first"] = product.astype(state_type(case.dtype))
+        arguments |= {name + suffix: given[name] for name in names}
+    if case.groups:
+        exchange = aligned((len(inputs), 2, B, (H + 7) // 8, 8), np.uint16)
+        name, plan = "lstm_grid", dict(exchange=exchange, groups=case.groups)
+    else:
+        name, plan = "lstm_cluster", dict(blocks=case.blocks)
+    numbers = {k: int(v) for k, v in (rows | plan).items() if isinstance(v, int)}
+    library.call(name, **rows, dtype=CODE[case.dtype], **arguments, **plan, **schedule,
+                 shown=numbers | {"dtype": CODE[case.dtype], "directions": len(inputs)})  # fmt: skip
+    return results
+
+
 def run_lstm(library, case, x, **schedule):
     """What csrc/ops/cuda.cpp does, with numpy for the matrix products."""
+    if case.groups or case.blocks:
+        return run_persistent(library, case, [x], **schedule)[0]
     T, B, H, P, dtype = case.T, case.B, case.H, case.P or case.H, case.dtype
     wide = state_type(dtype)
     rows = dict(T=T, B=B, H=H, lengths=x["lengths"], cont=x["cont"], reverse=case.reverse, dtype=CODE[dtype])
@@ -171,14 +209,6 @@ def run_lstm(library, case, x, **schedule):
     z_first = product(x["h0"], x["w_hh"].T)
     late = case.reverse and case.lengths is not None
     z = np.full_like(z_first, np.nan) if late else z_first
-    given = {"xg": x["xg"], "w_hh": x["w_hh"], "c0": x["c0"], "z_first": z_first}
-    if case.groups:
-        exchange = aligned((2, B, (H + 7) // 8, 8), np.uint16)
-        library.call("lstm_grid", **rows, **given, **out, exchange=exchange, groups=case.groups, **schedule)
-        return out
-    if case.blocks:
-        library.call("lstm_cluster", **rows, **given, **out, blocks=case.blocks, **schedule)
-        return out
     c_state = np.full((B, H), np.nan, wide)
     unprojected = blank((B, H), dtype)
     for n, t in enumerate(order):
@@ -255,9 +285,14 @@ _expected = {}
 
 def check_lstm(library, case, **schedule):
     """Forward and backward of one call on one schedule."""
-    if case not in _expected:
-        x = case.inputs()
-        _expected[case] = x, reference(case, x)
+    for one in case.directions():
+        if one not in _expected:
+            x = one.inputs() | {"cont": case.inputs()["cont"]}  # which both directions share
+            _expected[one] = x, reference(one, x)
+    if case.both:
+        inputs, expected = zip(*(_expected[one] for one in case.directions()), strict=True)
+        results = run_persistent(library, case, inputs, **schedule)
+        return max(compare(a, e, case) for a, e in zip(results, expected, strict=True))
     x, expected = _expected[case]
     forward = run_lstm(library, case, x, **schedule)
     worst = compare(forward, expected, case)

@@ -13,6 +13,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define LRCN_DEVICE inline
 #define SIMT_INLINE inline __attribute__((always_inline))  // so that a report finds the caller's line

@@ -91,6 +91,15 @@ LSTM_MUTATIONS = [
         ("NaN not passed on", "(nan != 0 ? kNanBit : 0)", "0u", "wrong numbers"),
         ("first step not seen", "if (keeps[tile] && !first)", "if (keeps[tile])", "nobody has written|wrong numbers"),
         ("reset keeps c", "(keeps[tile] ? cell[tile] : 0.0f)", "cell[tile]", "wrong numbers"),
+        ("tensors of the first direction", "sequences.of[direction];", "sequences.of[0];", "wrong numbers|race|nobody has written"),
+        ("directions take turns", "direction = block_index_y() / groups;", "direction = block_index_y() % groups;", "wrong numbers|race|out of bounds|stall"),
+        ("rows past those of a group", "block_index_y() % groups * group_rows", "block_index_y() * group_rows", "wrong numbers|race|out of bounds"),
+        ("one exchange for both", "exchanges + direction * 2 * rows.B * pieces", "exchanges", "wrong numbers|race|stall"),
+    ),
+    *_bugs(
+        "lstm_grid_kernel", "lstm_mma.cuh",
+        ("both directions alike", "if (direction == 1) rows.reverse", "if (direction == 2) rows.reverse", "wrong numbers"),
+        unit="lstm_grid.cu",
     ),
     *_bugs(
         "lstm_grid_kernel", "lstm_mma.cuh",
@@ -139,6 +148,9 @@ LSTM_MUTATIONS = [
         ("reset keeps h", "const bool keeps = active && keeps_state(rows, t, first_row + r);", "const bool keeps = active;", "wrong numbers"),
         ("h of the padding", "h[r] = 0.0f;", "h[r] = gates[r][3];", "wrong numbers"),
         ("c of the padding", "active ? cell[r] : 0.0f);", "cell[r]);", "wrong numbers"),
+        ("tensors of the first direction", "sequences.of[block_index_y()];", "sequences.of[0];", "wrong numbers|race|nobody has written"),
+        ("both directions alike", "rows_in(all_rows, block_index_y());", "rows_in(all_rows, 0);", "wrong numbers"),
+        ("second direction not launched", "static_cast<unsigned>(sequences.directions)};", "1u};", "wrong numbers"),
     ),
     *_bugs(
         "lstm_cluster_backward_kernel", "lstm_cluster_backward.cu",

@@ -44,6 +44,10 @@ GRID = [
     Lstm(4, 9, 16, dtype="float16", groups=2),
     Lstm(3, 2, 40, **HALF),  # more than one warp's part of K
     Lstm(4, 3, 13, **HALF, gates=False),  # the last block is not full
+    Lstm(4, 6, 16, **HALF, lengths=LENGTHS, both=True),
+    Lstm(4, 6, 16, **HALF, lengths=LENGTHS, cont=True, reverse=True, both=True),
+    Lstm(4, 9, 13, dtype="float16", groups=2, both=True, gates=False),
+    Lstm(1, 1, 8, **HALF, both=True),
 ]
 CLUSTER = [
     *(Lstm(4, 6, 16, "bfloat16", blocks=2, **variant) for variant in VARIANTS if "P" not in variant),
@@ -60,6 +64,10 @@ CLUSTER = [
     Lstm(2, 1, 70, "bfloat16", blocks=2),
     Lstm(3, 2, 72, "float16", blocks=1),  # three pairs of k-steps
     Lstm(2, 1, 20, "bfloat16", gates=False, blocks=16),
+    Lstm(4, 9, 13, "bfloat16", blocks=2, both=True, lengths=(3, 0, 4, 1, 4, 2, 9, -1, 4)),
+    Lstm(4, 6, 5, blocks=2, both=True, lengths=LENGTHS, cont=True, reverse=True),
+    Lstm(4, 9, 5, "float16", blocks=1, both=True, gates=False),
+    Lstm(1, 1, 1, blocks=1, both=True),
 ]
 ALL = CASES + EDGES + TYPES + GRID + CLUSTER
 
@@ -100,12 +108,14 @@ SUSPECTS = {
         Lstm(5, 3, 40, **HALF, lengths=(5, 0, 4), cont=True),
         Lstm(4, 9, 8, **HALF, lengths=(3, 4, 0, 2, 2, 9, 1, 4, 4), cont=True, reverse=True, d_gates=False),
         Lstm(3, 3, 13, **HALF, gates=False),
+        Lstm(3, 9, 8, dtype="bfloat16", groups=2, lengths=(3, 2, 0, 2, 2, 9, 1, 3, 3), both=True),
     ],
     "cluster": [
         Lstm(5, 3, 40, "bfloat16", blocks=2, lengths=(5, 0, 4), cont=True),
         Lstm(4, 9, 17, "bfloat16", blocks=2, lengths=(3, 4, 0, 2, 2, 9, 1, 4, 4), cont=True, reverse=True),
         Lstm(4, 3, 36, blocks=1, cont=True),  # of float32 the weights lie in shared memory
         Lstm(2, 1, 70, "bfloat16", blocks=2),  # more parts of K than warps that have rows
+        Lstm(3, 2, 5, blocks=1, lengths=(2, 3), both=True),
     ],
     "": [
         Lstm(3, 3, 5, lengths=(2, 0, 3), cont=True, d_gates=False),

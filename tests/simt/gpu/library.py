@@ -69,8 +69,8 @@ class GpuLibrary:
         self._dll.gpu_free.argtypes = [ctypes.c_void_p]
         self._dll.gpu_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
-    def call(self, name: str, **arguments: object) -> None:
-        """Run one launcher. Arrays change in place; numbers become int64."""
+    def call(self, name: str, *, shown: object = None, **arguments: object) -> None:
+        """Run one launcher. Arrays change in place; numbers become int64. `shown` is for the emulator's."""
         arrays, values = [], []
         try:
             for value in arguments.values():
