@@ -230,8 +230,9 @@ def pack(library, case, w, **schedule):
         for layer in range(3)
     }
     heads = {name: numpy(w[name]) for name in ("embedding", "projection", "projection_bias")}
+    sizes_shown = {name: size for name, size in shown(case).items() if name in ("V", "E", "layers", "dtype")}
     library.call("decode_pack", sizes=sizes.ctypes.data, **heads, **layers, packed=packed, scratch=scratch,
-                 shown=shown(case), **schedule)  # fmt: skip
+                 shown=sizes_shown, **schedule)  # fmt: skip
     return packed
 
 

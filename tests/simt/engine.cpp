@@ -120,6 +120,7 @@ void Engine::start(unsigned place) {
   for (unsigned rank = 0; rank < launch.cluster; ++rank) {
     const unsigned slot = place * launch.cluster + rank;
     Block& block = blocks[slot];
+    const bool first = block.arena == nullptr;
     block = {};
     block.x = unit % row * launch.cluster + rank;
     block.y = unit / row;
@@ -127,7 +128,7 @@ void Engine::start(unsigned place) {
     block.live = launch.block;
     block.arena = memory.arena(slot);
     block.cluster_barrier = &cluster_barriers_[place];
-    memory.start_block(slot);
+    memory.start_block(slot, shared_end_ + Memory::kRedzone, first);
     for (unsigned t = 0; t < launch.block; ++t) {
       Fiber& fiber = fibers_[slot * launch.block + t];
       const int time = fiber.now();  // a component's time goes on from block to block
@@ -406,9 +407,12 @@ void Engine::deliver() {
 void* Engine::shared_object(const std::type_info& type, size_t bytes, size_t alignment) {
   const auto [at, added] = shared_offsets_.try_emplace(type, 0);
   if (added) {
+    const size_t before = shared_end_ + Memory::kRedzone;
     at->second = (shared_end_ + alignment - 1) / alignment * alignment;
     shared_end_ = at->second + bytes + Memory::kRedzone;
     if (bytes > kStaticLimit || shared_end_ > kSharedLimit) fail("too much shared memory in one block");
+    for (Block& block : blocks)
+      if (block.arena != nullptr) memory.poison(block.slot, before, shared_end_ + Memory::kRedzone);
     char* name = abi::__cxa_demangle(type.name(), nullptr, nullptr, nullptr);
     memory.add_shared({at->second, bytes, plain_name(name == nullptr ? type.name() : name)});
     std::free(name);

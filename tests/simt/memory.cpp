@@ -53,8 +53,13 @@ void Memory::add(const void* begin, size_t bytes, const char* name) {
   regions_.push_back({at, at + bytes, name, static_cast<Cell*>(lazy_zeros((bytes + 1) * sizeof(Cell)))});
 }
 
-void Memory::start_block(unsigned slot) {
-  std::memset(arena(slot), 0xff, kArena);  // NaN as float and as bf16
+void Memory::poison(unsigned slot, size_t from, size_t to) {
+  std::memset(arena(slot) + from, 0xff, to - from);  // NaN as float and as bf16
+}
+
+void Memory::start_block(unsigned slot, size_t bytes, bool first_one) {
+  poison(slot, 0, bytes);
+  if (first_one) return;  // on new pages
   Cell* first = shared_.cells + slot * kStride;
   const auto page = (reinterpret_cast<uintptr_t>(first) + 4095) / 4096 * 4096;
   const auto end = reinterpret_cast<uintptr_t>(first + kArena);

@@ -45,7 +45,9 @@ class Memory {
   ~Memory();
   void reserve_shared(size_t blocks);
   void add(const void* begin, size_t bytes, const char* name);
-  void start_block(unsigned slot);  // poisons its arena
+  // A block moves in, the first one there or another: its arena's first bytes are poisoned, none is written.
+  void start_block(unsigned slot, size_t bytes, bool first_one);
+  void poison(unsigned slot, size_t from, size_t to);
   void add_shared(const Object& object) { objects_.push_back(object); }
   unsigned char* arena(size_t slot) const { return arenas_ + slot * kStride; }
   bool in_shared(const void* p) const {

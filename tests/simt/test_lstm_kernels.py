@@ -8,6 +8,7 @@ from cases import Lstm
 from mutations import LSTM_MUTATIONS, MUTATIONS
 from simt import CUDA, Library, killed, schedules
 
+SEEDS = 20
 LENGTHS = (3, 0, 4, 1, -2, 9)  # two of them out of range: clamped to 0 and T
 
 
@@ -74,12 +75,12 @@ ALL = CASES + EDGES + TYPES + GRID + CLUSTER
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_lstm(library, case):
-    for schedule in schedules(24):
+    for schedule in schedules(SEEDS):
         cases.check_lstm(library, case, **schedule)
 
 
 def test_nan(library):
-    for schedule in schedules(24):
+    for schedule in schedules(SEEDS):
         cases.check_nan(library, **schedule)
 
 
