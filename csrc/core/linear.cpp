@@ -42,11 +42,13 @@ simd::DotRows DotInput::from(int64_t row) const {
 void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const simd::DotRows& x,
                   const float* bias, float* out) {
   const char* packed = static_cast<const char*>(w.packed) + panel * panel_bytes(w.K, 0, w.type);
+  float start[kPanelColumns] = {};
+  if (bias != nullptr) {
+    const int64_t n = std::min(kPanelColumns, w.N - panel * kPanelColumns);
+    std::copy_n(bias + panel * kPanelColumns, n, start);
+  }
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(start, kPanelColumns, out + r * kPanelColumns);
   simd::kernels().panel_dot({packed, w.type, rows, x, {}, out});
-  if (bias == nullptr) return;
-  const int64_t n = std::min(kPanelColumns, w.N - panel * kPanelColumns);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < n; ++j) out[r * kPanelColumns + j] += bias[panel * kPanelColumns + j];
 }
 
 void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, const float* bias,

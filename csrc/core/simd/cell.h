@@ -9,25 +9,27 @@
 namespace lrcn::simd {
 namespace {
 
+// In two passes, so that the long chain to c of one vector and the long chain from c to h of another overlap:
+// the processor sees no further ahead than two vectors of both together.
 void lstm_cell(const LstmCell& a) {
   const int64_t H = a.hidden;
   for (int64_t r = 0; r < a.rows; ++r)
     for (int64_t j = 0; j < a.count; j += kLanes) {
       const int64_t n = a.count - j, unit = a.unit + j;
-      Vec z[4];
-      for (int gate = 0; gate < 4; ++gate) {
-        z[gate] = load(a.sums + r * kPanelColumns + gate * kGroupColumns + j);
-        Vec init = take(a.init_a[r] + gate * H + unit, n);
-        if (a.init_b != nullptr) init += take(a.init_b[r] + gate * H + unit, n);
-        z[gate] += init;
-      }
-      const Vec i = sigmoid(z[0]), f = sigmoid(z[1]), g = tanh_approx(z[2]), o = sigmoid(z[3]);
+      float* z = a.sums + r * kPanelColumns + j;
+      const Vec i = sigmoid(load(z)), f = sigmoid(load(z + kGroupColumns));
+      const Vec g = tanh_approx(load(z + 2 * kGroupColumns)), o = sigmoid(load(z + 3 * kGroupColumns));
       const Vec c = f * take(a.c_prev[r] + unit, n) + i * g;
       put(a.c[r] + unit, c, n);
-      put(a.h[r] + unit, o * tanh_approx(c), n);
+      store(z, c), store(z + kGroupColumns, o);
       if (a.gates == nullptr) continue;
       float* gates = a.gates[r] + unit;
       put(gates + 0 * H, i, n), put(gates + 1 * H, f, n), put(gates + 2 * H, g, n), put(gates + 3 * H, o, n);
+    }
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t j = 0; j < a.count; j += kLanes) {
+      const float* c = a.sums + r * kPanelColumns + j;
+      put(a.h[r] + a.unit + j, load(c + kGroupColumns) * tanh_approx(load(c)), a.count - j);
     }
 }
 

@@ -10,33 +10,24 @@ namespace lrcn::simd {
 namespace {
 
 template <typename T>
-void panel_dot_of(const PanelDot& a, const char* words) {
+void panel_dot_of(const PanelDot& a, const char* words, const float* scales) {
   const int64_t words_x = (a.x.k + T::kValues - 1) / T::kValues;
   const int64_t words_h = (a.h.k + T::kValues - 1) / T::kValues;
-  const int64_t group_bytes = (words_x + words_h) * kWordBytes;
-
-  for (int64_t i = 0; i < a.rows * kPanel; ++i) a.sums[i] = 0.0f;
-  part_dot<T>(a.rows, words, group_bytes, a.x, a.sums);
-  part_dot<T>(a.rows, words + words_x * kWordBytes, group_bytes, a.h, a.sums);
+  const Groups panel{words, (words_x + words_h) * kWordBytes, scales};
+  part_dot<T>(a.rows, panel, a.x, a.sums);
+  part_dot<T>(a.rows, after(panel, 0, words_x), a.h, a.sums);
 }
 
 void panel_dot(const PanelDot& a) {
   const char* panel = static_cast<const char*>(a.panel);
   switch (a.type) {
     case WeightType::kFloat32:
-      return panel_dot_of<FloatTile<WeightType::kFloat32>>(a, panel);
+      return panel_dot_of<FloatTile<WeightType::kFloat32>>(a, panel, nullptr);
     case WeightType::kBFloat16:
-      return panel_dot_of<FloatTile<WeightType::kBFloat16>>(a, panel);
+      return panel_dot_of<FloatTile<WeightType::kBFloat16>>(a, panel, nullptr);
     case WeightType::kInt8:
-      break;
+      return panel_dot_of<Int8Tile>(a, panel + kPanel * sizeof(float), static_cast<const float*>(a.panel));
   }
-  const float* scales = static_cast<const float*>(a.panel);
-  panel_dot_of<Int8Tile>(a, panel + kPanel * sizeof(float));
-  for (int64_t r = 0; r < a.rows; ++r)
-    for (int v = 0; v < kPanel / kLanes; ++v) {
-      float* sum = a.sums + r * kPanel + v * kLanes;
-      store(sum, load(sum) * load(scales + v * kLanes));
-    }
 }
 
 }  // namespace

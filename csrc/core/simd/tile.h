@@ -34,8 +34,15 @@ constexpr int min(int a, int b) {
 // loads, which the hardware already prefetches.
 constexpr int64_t kAheadBytes = 4096;
 
-// What a tile calls to the second-level cache: a word of each of its groups for each
-// of its own words, each `step` bytes further.
+// The groups that a tile reads.
+struct Groups {
+  const char* words;    // of the first one
+  int64_t bytes;        // from one to the next
+  const float* scales;  // of each output, int8 only
+};
+
+// What a tile calls to the second-level cache: for each of its words one of each group, `step` bytes further
+// each time.
 struct Ahead {
   const char* words;
   int64_t step;
@@ -69,29 +76,38 @@ void with_rows(int64_t n, F&& f) {
 //   run<R, S, kAhead>   sums[r][group] += x[first + r][begin, end) . words, for R rows by S groups, words at
 //                       begin; kAhead: prefetches
 
-// One part of K, x or h, for rows that fit one tile: the panel streams through once.
+// The groups from the s-th on, from the i-th word on.
+inline Groups after(const Groups& panel, int s, int64_t i) {
+  const float* scales = panel.scales == nullptr ? nullptr : panel.scales + s * kGroup;
+  return {panel.words + s * panel.bytes + i * kWordBytes, panel.bytes, scales};
+}
+
+// One part of K, x or h, for rows that fit one tile: the panel, given at the part's first word, streams
+// through once.
 template <typename T>
-void dot_few(int64_t rows, const char* words, int64_t group_bytes, const DotRows& x, float* sums) {
+void dot_few(int64_t rows, const Groups& panel, const DotRows& x, float* sums) {
   with_rows<T::kMaxRows>(rows, [&](auto rows_now) {
     constexpr int R = rows_now.value, S = T::groups(R);
-    for (int s = 0; s < kGroups; s += S)
-      T::template run<R, S, (R > 1)>(words + s * group_bytes, group_bytes, x, 0, 0, x.k, sums + s * kGroup,
-                                     {words + s * group_bytes + kAheadBytes, kWordBytes});
+    for (int s = 0; s < kGroups; s += S) {
+      const Groups groups = after(panel, s, 0);
+      T::template run<R, S, (R > 1)>(groups, x, 0, 0, x.k, sums + s * kGroup,
+                                     {groups.words + kAheadBytes, kWordBytes});
+    }
   });
 }
 
 // The same for more rows: k goes in blocks, and the rows pass over each block of the groups of one tile
 // while it is in the first-level cache.
 template <typename T>
-void dot_many(int64_t rows, const char* words, int64_t group_bytes, const DotRows& x, float* sums) {
+void dot_many(int64_t rows, const Groups& panel, const DotRows& x, float* sums) {
   constexpr int kMax = T::kMaxRows, S = T::groups(kMax);
   constexpr int64_t kStep = T::block(S);
   const int64_t blocks = (rows + kMax - 1) / kMax;
   for (int64_t begin = 0; begin < x.k; begin += kStep) {
     const int64_t end = x.k - begin < kStep ? x.k : begin + kStep;
     for (int s = 0; s < kGroups; s += S) {
-      const char* block = words + s * group_bytes + begin / T::kValues * kWordBytes;
-      const char* next = s + S < kGroups ? block + S * group_bytes : words + end / T::kValues * kWordBytes;
+      const Groups block = after(panel, s, begin / T::kValues);
+      const Groups next = s + S < kGroups ? after(block, S, 0) : after(panel, 0, end / T::kValues);
       const int64_t share = (end - begin) / T::kValues * kWordBytes / blocks;
       // Spread evenly: 7 is 4 + 3, not 6 + 1.
       for (int64_t b = 0, r = 0; b < blocks; ++b) {
@@ -100,8 +116,8 @@ void dot_many(int64_t rows, const char* words, int64_t group_bytes, const DotRow
         with_rows<kMax>(n, [&](auto rows_now) {
           constexpr int R = rows_now.value;
           // Each calls for its share of the next block: 14 % at 16 rows, 9 % at 32 (float32, Zen 3).
-          T::template run<R, S, true>(block, group_bytes, x, r, begin, end, out,
-                                      {next + b * share, kWordBytes / blocks});
+          T::template run<R, S, true>(block, x, r, begin, end, out,
+                                      {next.words + b * share, kWordBytes / blocks});
         });
         r += n;
       }
@@ -110,10 +126,10 @@ void dot_many(int64_t rows, const char* words, int64_t group_bytes, const DotRow
 }
 
 template <typename T>
-void part_dot(int64_t rows, const char* words, int64_t group_bytes, const DotRows& x, float* sums) {
+void part_dot(int64_t rows, const Groups& panel, const DotRows& x, float* sums) {
   if (x.k == 0 || x.x == nullptr) return;
-  if (rows <= T::kMaxRows) return dot_few<T>(rows, words, group_bytes, x, sums);
-  dot_many<T>(rows, words, group_bytes, x, sums);
+  if (rows <= T::kMaxRows) return dot_few<T>(rows, panel, x, sums);
+  dot_many<T>(rows, panel, x, sums);
 }
 
 }  // namespace

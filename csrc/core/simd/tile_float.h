@@ -37,9 +37,11 @@ struct FloatTile {
   static constexpr int64_t block(int groups) { return 384 / groups; }
 
   template <int R, int S, bool kAhead>
-  static void run(const char* words, int64_t group_bytes, const DotRows& x, int64_t first, int64_t begin,
-                  int64_t end, float* sums, Ahead ahead) {
+  static void run(const Groups& in, const DotRows& x, int64_t first, int64_t begin, int64_t end, float* sums,
+                  Ahead ahead) {
     constexpr int kN = S * kVecs;
+    const char* words = in.words;
+    const int64_t group_bytes = in.bytes;
     Vec sum[R][kN];
     const float* row[R];
 #pragma GCC unroll 8

@@ -49,20 +49,22 @@ struct Int8Tile {
   static constexpr int64_t block(int) { return kExact; }
 
   template <int R, int S, bool kAhead>
-  static void run(const char* words, int64_t group_bytes, const DotRows& x, int64_t first, int64_t begin,
-                  int64_t end, float* sums, Ahead ahead) {
+  static void run(Groups in, const DotRows& x, int64_t first, int64_t begin, int64_t end, float* sums,
+                  Ahead ahead) {
     for (int64_t k = begin; k < end; k += kExact) {
       const int64_t n = ((end - k < kExact ? end - k : kExact) + kValues - 1) / kValues;
-      exact<R, S, kAhead>(words, group_bytes, x, first, k, n, sums, &ahead);
-      words += n * kWordBytes;
+      exact<R, S, kAhead>(in, x, first, k, n, sums, &ahead);
+      in.words += n * kWordBytes;
     }
   }
 
  private:
   template <int R, int S, bool kAhead>
-  static void exact(const char* words, int64_t group_bytes, const DotRows& x, int64_t first, int64_t k,
-                    int64_t n, float* sums, Ahead* ahead) {
+  static void exact(const Groups& in, const DotRows& x, int64_t first, int64_t k, int64_t n, float* sums,
+                    Ahead* ahead) {
     constexpr int kN = S * kVecs;
+    const char* words = in.words;
+    const int64_t group_bytes = in.bytes;
     const int64_t kq = (x.k + kValues - 1) / kValues * kValues;
     VecI sum[R][kN];
     const int16_t* row[R];
@@ -102,7 +104,8 @@ struct Int8Tile {
 #pragma GCC unroll 16
       for (int v = 0; v < kN; ++v) {
         float* out = sums + r * kPanel + v * kLanes;
-        store(out, load(out) + __builtin_convertvector(sum[r][v], Vec) * x.scale[first + r]);
+        const Vec scale = load(in.scales + v * kLanes) * x.scale[first + r];
+        store(out, load(out) + __builtin_convertvector(sum[r][v], Vec) * scale);
       }
   }
 };
