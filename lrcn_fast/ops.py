@@ -5,7 +5,7 @@ Notation used for shapes in this package:
     P  size of h: H, or the projection's    N  outputs    K  inputs
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -343,7 +343,7 @@ def _gradients(
     )
     d_w_hh = d_w_hr = None
     if wanted[0]:  # sum over t of d_xg[t]^T @ h[t-1]: one GEMM over all T*B rows
-        h_prev = _previous(h, h0, lengths, cont, reverse)
+        h_prev = reference.previous(h, h0, lengths, cont, reverse)
         d_w_hh = d_xg.flatten(0, 1).T @ h_prev.flatten(0, 1)  # [4H, P]
     if w_hr is not None and wanted[1]:
         u = gates[..., -c.shape[-1] :] * c.tanh()  # [T, B, H]
@@ -374,26 +374,6 @@ def _bidirectional_backward(ctx: Any, *grads: Tensor | None) -> tuple[list[Tenso
     return d_xg, d_w_hh, d_w_hr if ctx.needs_input_grad[2] else [], d_h0, d_c0, None, None
 
 
-def _previous(
-    states: Tensor, start: Tensor, lengths: Tensor | None, cont: Tensor | None, reverse: bool
-) -> Tensor:
-    """The state that each step of :func:`lstm` started from; 0 past a row's end. [T, B, P]."""
-    T = states.shape[0]
-    if reverse:
-        previous = torch.cat([states, start.unsqueeze(0)])[1:]
-    else:
-        previous = torch.cat([start.unsqueeze(0), states])[:T]
-    if lengths is not None:
-        t = torch.arange(T, device=states.device)[:, None, None]
-        end = lengths[:, None]  # [B, 1]
-        if reverse:
-            previous = torch.where(t == end - 1, start, previous)
-        previous = torch.where(t < end, previous, 0)
-    if cont is not None:
-        previous = torch.where(cont.unsqueeze(-1) != 0, previous, 0)
-    return previous
-
-
 def _lstm_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, reverse = inputs
     ctx.set_materialize_grads(False)
@@ -402,13 +382,20 @@ def _lstm_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _lstm_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*second_derivative(reference.lstm_backward, ctx, grads), None)
+
+
+def second_derivative(
+    formula: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients of a backward op's tensors, through the same function written in PyTorch."""
     # Views, so that a path from one argument to another outside this op is not counted again inside it.
     with torch.enable_grad():
         arguments: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
-        outputs = reference.lstm_backward(*arguments, reverse=ctx.reverse)
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad[:8]) if need]
+        outputs = formula(*arguments, reverse=ctx.reverse)
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad[: len(arguments)]) if need]
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-    found: list[Tensor | None] = [None] * (len(arguments) + 1)
+    found: list[Tensor | None] = [None] * len(arguments)
     if pairs and wanted:
         values = torch.autograd.grad(
             [y for y, _ in pairs],
@@ -419,7 +406,7 @@ def _lstm_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | N
         )
         for i, value in zip(wanted, values, strict=True):
             found[i] = value
-    return tuple(found)
+    return found
 
 
 torch.library.register_autograd("lrcn_fast::lstm", _lstm_backward, setup_context=_lstm_setup)
@@ -435,23 +422,16 @@ torch.library.register_autograd(
 # torch.library.register_autocast takes one fixed dtype; these read the one the user asked for.
 
 
-def _autocast_lstm(*args: Any) -> Any:
-    device = args[0].device.type
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return torch.ops.lrcn_fast.lstm(*(_cast(a, dtype) for a in args))
+def _autocast(name: str, key: str, fixed: torch.dtype | None = None) -> None:
+    op = getattr(torch.ops.lrcn_fast, name).default
 
+    def rule(*args: Any) -> Any:
+        device = (args[0][0] if isinstance(args[0], list) else args[0]).device.type
+        dtype = fixed or torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return op(*(_cast(a, dtype) for a in args))
 
-def _autocast_lstm_bidirectional(*args: Any) -> Any:
-    device = args[0][0].device.type
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return torch.ops.lrcn_fast.lstm_bidirectional(*(_cast(a, dtype) for a in args))
-
-
-def _autocast_linear(*args: Any) -> Any:
-    with torch.autocast(args[0].device.type, enabled=False):
-        return torch.ops.lrcn_fast.linear(*(_cast(a, torch.float32) for a in args))
+    _autocast_library.impl(name, rule, key)  # type: ignore[no-untyped-call]
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -463,12 +443,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-_autocast = torch.library.Library("lrcn_fast", "IMPL")  # type: ignore[no-untyped-call]
-for _name, _rule, _key in (
-    ("lstm", _autocast_lstm, "AutocastCPU"),
-    ("lstm", _autocast_lstm, "AutocastCUDA"),
-    ("lstm_bidirectional", _autocast_lstm_bidirectional, "AutocastCPU"),
-    ("lstm_bidirectional", _autocast_lstm_bidirectional, "AutocastCUDA"),
-    ("linear", _autocast_linear, "AutocastCPU"),
-):
-    _autocast.impl(_name, _rule, _key)  # type: ignore[no-untyped-call]
+_autocast_library = torch.library.Library("lrcn_fast", "IMPL")  # type: ignore[no-untyped-call]
+_autocast("lstm", "AutocastCPU")
+_autocast("lstm", "AutocastCUDA")
+_autocast("lstm_bidirectional", "AutocastCPU")
+_autocast("lstm_bidirectional", "AutocastCUDA")
+_autocast("lstm_layer", "AutocastCPU")
+_autocast("linear", "AutocastCPU", torch.float32)

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from test_ops_decoder import BOS, EOS, FAMILIES, PAD, Model
+from test_ops_layer import layer_inputs
 from test_ops_lstm import make_inputs, make_masks, op_arguments
 from test_ops_lstm_bidirectional import make_pair
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -24,7 +25,8 @@ def opcheck(name, *arguments, **tolerance):
 
 def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lrcn_fast::")}
-    names = ["lstm", "lstm_bidirectional", "lstm_backward", "lstm_pack", "linear", "linear_pack"]
+    names = ["lstm", "lstm_bidirectional", "lstm_backward", "lstm_layer", "lstm_layer_backward"]
+    names += ["lstm_pack", "linear", "linear_pack"]
     names += ["decode_pack", "decode_beam", "decode_sample"]
     assert registered == {f"lrcn_fast::{name}" for name in names}
     for name in names:
@@ -71,6 +73,39 @@ def test_lstm_backward(dtype, P):
         for d_gates in (None, torch.randn_like(gates)):
             tensors = [torch.randn_like(h), torch.randn_like(c), d_gates, w_hh, w_hr, gates, c0, c]
             opcheck("lstm_backward", *tensors, lengths, cont, False)
+
+
+def layer_cases(dtype, P, **options):
+    """Arguments of the op lstm_layer up to packed_hh: plain, with masks, and of packed sequences."""
+    for lengths, cont, batch_sizes in (
+        (None, None, None),
+        (torch.tensor([3, 1]), torch.tensor([[1, 1], [1, 0], [0, 1]], dtype=torch.bool), None),
+        (None, None, torch.tensor([2, 2, 1])),
+    ):
+        rows = None if batch_sizes is None else 5
+        *inputs, h0, c0 = layer_inputs(3, 2, 5, dtype, P=P, packed_rows=rows, **options)[:6]
+        w_hr = None if P is None else torch.zeros(P, 5, dtype=dtype)
+        yield *inputs, w_hr, h0, c0, lengths, batch_sizes, cont, None, None
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("P", [None, 3])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_lstm_layer(dtype, P, requires_grad):
+    tolerance = dict.fromkeys(("rtol", "atol"), 4 * torch.finfo(dtype).eps)
+    for arguments in layer_cases(dtype, P, requires_grad=requires_grad):
+        opcheck("lstm_layer", *arguments, True, requires_grad, **tolerance)
+
+
+@pytest.mark.parametrize("P", [None, 3])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_lstm_layer_backward(dtype, P):
+    for x, w_ih, w_hh, _, w_hr, h0, c0, *masks, _, _ in layer_cases(dtype, P):
+        states = native.lstm_layer(x, w_ih, w_hh, None, w_hr, h0, c0, *masks, None, None, False, True)
+        for d_gates, need_d_x in ((None, True), (torch.randn_like(states[2]), False)):
+            gradients = (torch.randn_like(states[0]), None, d_gates)
+            arguments = (*gradients, x, w_ih, w_hh, w_hr, h0, c0, *masks, *states)
+            opcheck("lstm_layer_backward", *arguments, False, need_d_x)
 
 
 @pytest.mark.parametrize("P", [None, 3])

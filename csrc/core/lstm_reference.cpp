@@ -16,10 +16,13 @@ void lstm_forward_reference(const LstmForward<T>& a) {
 
   for (int64_t n = 0; n < s.steps; ++n)
     for (int64_t b = 0; b < B; ++b) {
-      const int64_t t = s.time(n), row = t * B + b, row_before = s.before(t) * B + b;
+      const int64_t t = s.time(n);
+      const bool exists = t < s.length(b);
+      if (!exists && s.offsets != nullptr) continue;
+      const int64_t row = s.row(t, b), row_before = s.first(t, b) || !exists ? 0 : s.row(s.before(t), b);
       T *h = a.h + row * P, *c = a.c + row * H;
       T* gates = a.gates == nullptr ? nullptr : a.gates + row * 4 * H;
-      if (t >= s.length(b)) {
+      if (!exists) {
         for (int64_t p = 0; p < P; ++p) h[p] = 0;
         for (int64_t j = 0; j < H; ++j) c[j] = 0;
         for (int64_t j = 0; gates != nullptr && j < 4 * H; ++j) gates[j] = 0;
@@ -61,22 +64,25 @@ void lstm_backward_reference(const LstmBackward<T>& a) {
 
   for (int64_t n = s.steps - 1; n >= 0; --n)
     for (int64_t b = 0; b < B; ++b) {
-      const int64_t t = s.time(n), row = t * B + b;
-      T *d_z = a.d_xg + row * 4 * H, *d_h = a.d_h0 + b * P, *d_c = a.d_c0 + b * H;
-      if (t >= s.length(b)) {
+      const int64_t t = s.time(n);
+      const bool exists = t < s.length(b);
+      if (!exists && (a.dense != nullptr || s.offsets != nullptr)) continue;
+      const int64_t row = s.row(t, b), dense_row = a.dense_row(t, b);
+      T *d_z = a.d_xg + dense_row * 4 * H, *d_h = a.d_h0 + b * P, *d_c = a.d_c0 + b * H;
+      if (!exists) {
         for (int64_t j = 0; j < 4 * H; ++j) d_z[j] = 0;
-        for (int64_t p = 0; a.d_p != nullptr && p < P; ++p) a.d_p[row * P + p] = 0;
+        for (int64_t p = 0; a.d_p != nullptr && p < P; ++p) a.d_p[dense_row * P + p] = 0;
         continue;
       }
       const bool resets = s.resets(t, b);
       const T* c = a.c + row * H;
-      const T* c_prev = s.first(t, b) ? a.c0 + b * H : a.c + (s.before(t) * B + b) * H;
+      const T* c_prev = s.first(t, b) ? a.c0 + b * H : a.c + s.row(s.before(t), b) * H;
       if (resets) c_prev = zeros.data();
       const T* gates = a.gates + row * 4 * H;
       const T* d_gates = a.d_gates == nullptr ? nullptr : a.d_gates + row * 4 * H;
 
-      for (int64_t p = 0; p < P; ++p) d_p[p] = a.d_h[row * P + p] + d_h[p];
-      for (int64_t p = 0; a.d_p != nullptr && p < P; ++p) a.d_p[row * P + p] = d_p[p];
+      for (int64_t p = 0; p < P; ++p) d_p[p] = (a.d_h == nullptr ? T(0) : a.d_h[row * P + p]) + d_h[p];
+      for (int64_t p = 0; a.d_p != nullptr && p < P; ++p) a.d_p[dense_row * P + p] = d_p[p];
       for (int64_t j = 0; j < H; ++j) {
         d_u[j] = a.w_hr == nullptr ? d_p[j] : T(0);
         for (int64_t p = 0; a.w_hr != nullptr && p < P; ++p) d_u[j] += d_p[p] * a.w_hr[p * H + j];
@@ -84,7 +90,8 @@ void lstm_backward_reference(const LstmBackward<T>& a) {
       for (int64_t j = 0; j < H; ++j) {
         const T i = gates[0 * H + j], f = gates[1 * H + j], g = gates[2 * H + j], o = gates[3 * H + j];
         const T tanh_c = std::tanh(c[j]);
-        const T d_c_t = a.d_c[row * H + j] + d_c[j] + d_u[j] * o * (1 - tanh_c * tanh_c);
+        const T d_c_t =
+            (a.d_c == nullptr ? T(0) : a.d_c[row * H + j]) + d_c[j] + d_u[j] * o * (1 - tanh_c * tanh_c);
         T d_i = d_c_t * g, d_f = d_c_t * c_prev[j], d_g = d_c_t * i, d_o = d_u[j] * tanh_c;
         if (d_gates != nullptr) {
           d_i += d_gates[0 * H + j], d_f += d_gates[1 * H + j];

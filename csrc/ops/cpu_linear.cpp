@@ -6,12 +6,11 @@
 #include <vector>
 
 #include "../core/linear.h"
-#include "checks.h"
+#include "cpu_lstm.h"
 #include "packed.h"
 #include "pool.h"
 
 namespace lrcn::ops {
-namespace {
 
 Tensor linear_pack_cpu(const Tensor& w, ScalarType dtype) {
   LRCN_CHECK(w.dim() == 2, "linear_pack: w must be [N, K], got ", shape_of(w));
@@ -26,6 +25,8 @@ Tensor linear_pack_cpu(const Tensor& w, ScalarType dtype) {
   linear_pack(w.const_data_ptr<float>(), K, 1, N, K, header.type, weights_of(packed), torch_pool());
   return packed;
 }
+
+namespace {
 
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                   int64_t out_features) {

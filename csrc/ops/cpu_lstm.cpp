@@ -5,28 +5,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../core/lstm.h"
-#include "lstm_checks.h"
+#include "cpu_lstm.h"
 #include "packed.h"
 #include "pool.h"
 
 namespace lrcn::ops {
-namespace {
 
-Tensor to_float(const Tensor& t) {
-  return torch::stable::to(t, ScalarType::Float);
-}
-
-MaybeTensor to_float(const MaybeTensor& t) {
-  return t.has_value() ? MaybeTensor(to_float(*t)) : std::nullopt;
-}
-
-template <typename T>
-const T* data_or_null(const MaybeTensor& t) {
-  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
-}
-
-// Core's view of checked sizes and masks; checks the values of lengths.
 LstmShape make_shape(const char* op, const LstmSizes& n, const MaybeTensor& lengths, const MaybeTensor& cont,
                      bool reverse) {
   LstmShape shape{n.T, n.B, n.H, n.P};
@@ -58,6 +42,8 @@ Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dty
                      weights_of(packed), torch_pool());
   return packed;
 }
+
+namespace {
 
 template <typename T>
 LstmForward<T> forward_args(const LstmShape& shape, const Tensor& xg, const Tensor& w_hh,

@@ -21,6 +21,7 @@ from typing_extensions import Self
 
 from lrcn_fast import ops, reference
 from lrcn_fast.nn._checks import compute_dtype, in_func_transform
+from lrcn_fast.ops_layer import lstm_layer
 
 PACK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -117,7 +118,7 @@ class RecurrentModule(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run one direction of one layer: x [T, B, I] to h [T, B, P] and c [T, B, H].
 
-        The options are those of :func:`lrcn_fast.ops.lstm`.
+        The options are those of :func:`lrcn_fast.ops_layer.lstm_layer`; batch_sizes only where it is native.
         """
         weights = self._weights(index)
         if self._reads_packs(weights, x, h0, c0):
@@ -125,6 +126,8 @@ class RecurrentModule(nn.Module):
         dtype = compute_dtype(weights.hh)
         if dtype is not None:
             weights, x, h0, c0 = weights.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype)
+        if self._is_native(x):
+            return lstm_layer(x, weights.ih, weights.hh, weights.bias, h0, c0, w_hr=weights.hr, **options)
         xg = F.linear(x, weights.ih, weights.bias)  # [T, B, 4H]
         lstm = reference.lstm if in_func_transform() else ops.lstm
         return lstm(xg, weights.hh, h0, c0, w_hr=weights.hr, **options)
@@ -166,6 +169,10 @@ class RecurrentModule(nn.Module):
     def _is_custom(self) -> bool:
         """Whether the cell is one that the kernels do not compute."""
         return False
+
+    def _is_native(self, x: Tensor) -> bool:
+        """Whether a whole layer is one operator, which passes by the rows that do not exist."""
+        return x.device.type == "cpu" and not self._is_custom() and not in_func_transform()
 
     def _check_can_pack(self, dtype: str, weights: Weights) -> None:
         if dtype != "float32" and self._is_custom():
@@ -226,9 +233,18 @@ class RecurrentModule(nn.Module):
             with torch.autocast("cpu", enabled=False):
                 return self._run_packed(index, weights, x, h0, c0, **options)
         pack = self._pack(index, weights)
-        xg = ops.linear(x.float(), pack.ih, pack.bias, 4 * self.hidden_size)
-        hr = None if weights.hr is None else weights.hr.detach()
-        return ops.lstm(xg, weights.hh.detach(), h0.float(), c0.float(), w_hr=hr, packed=pack.hh, **options)
+        w_ih, w_hh, hr = weights.ih.detach(), weights.hh.detach(), weights.hr
+        return lstm_layer(
+            x.float(),
+            w_ih,
+            w_hh,
+            pack.bias,
+            h0.float(),
+            c0.float(),
+            w_hr=None if hr is None else hr.detach(),
+            packed=(pack.ih, pack.hh),
+            **options,
+        )
 
     # Packs: dropping them.
 

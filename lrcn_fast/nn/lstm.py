@@ -19,6 +19,7 @@ from lrcn_fast.nn._checks import (
     compute_dtype,
     in_func_transform,
 )
+from lrcn_fast.nn._lengths import Last, check_lengths
 from lrcn_fast.nn._module import RecurrentModule, Weights
 
 State = tuple[Tensor, Tensor]
@@ -281,12 +282,13 @@ class LSTM(RecurrentModule):
         T = x.shape[0]
         if T == 0:
             raise ValueError(f"LSTM: input must have at least one step, got {list(input.shape)}")
-        h0, c0 = self._initial_state(x, hx, batched)
+        h0, c0 = self._initial_state(x, x.shape[1], hx, batched)
         if lengths is not None:
-            lengths = _check_lengths(lengths, x, batched)
-            # Once here: the layers above read zeros there. 0 * NaN would reach the gradient of weight_ih.
-            inside = torch.arange(T, device=x.device).unsqueeze(1) < lengths  # [T, B]
-            x = torch.where(inside.unsqueeze(-1), x, 0)
+            lengths = check_lengths(lengths, x, batched)
+            if not self._is_native(x):
+                # Once here: the layers above read zeros there. 0 * NaN would reach the gradient of weight_ih.
+                inside = torch.arange(T, device=x.device).unsqueeze(1) < lengths  # [T, B]
+                x = torch.where(inside.unsqueeze(-1), x, 0)
         if cont is not None:
             if cont.shape != input.shape[:-1]:
                 raise ValueError(
@@ -298,42 +300,41 @@ class LSTM(RecurrentModule):
                 )
             cont = cont.unsqueeze(1) if not batched else cont.transpose(0, 1) if self.batch_first else cont
 
-        y, h_n, c_n = self._run(x, h0, c0, lengths, cont)
+        y, h_n, c_n = self._run(x, h0, c0, Last(T, lengths), lengths=lengths, cont=cont)
         if not batched:
             return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return y.transpose(0, 1) if self.batch_first else y, (h_n, c_n)
 
     def _forward_packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
-        """Pad, run with lengths, and pack again; each in one indexing operation."""
+        """Run the rows as they are where a layer is native, else pad them, with lengths, and pack again."""
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if data.dim() != 2 or data.shape[1] != self.input_size:
             raise ValueError(
                 f"LSTM: input.data must be [N, I], I = {self.input_size}, got {list(data.shape)}"
             )
-        T, B, N = batch_sizes.shape[0], int(batch_sizes[0]), data.shape[0]
-        # Element n of data is row `row[n]` at step `step[n]`; rows are sorted by length. On the CPU, where
-        # batch_sizes is.
-        step = torch.repeat_interleave(torch.arange(T), batch_sizes, output_size=N)
-        row = torch.arange(N) - (batch_sizes.cumsum(0) - batch_sizes)[step]
-        place = (step * B + row).to(data.device)
-        lengths = (batch_sizes.unsqueeze(1) > torch.arange(B)).sum(0).to(data.device)
-
-        x = data.new_zeros(T * B, self.input_size).index_copy(0, place, data).view(T, B, -1)
-        h0, c0 = self._initial_state(x, hx, batched=True, order=sorted_indices)
-        y, h_n, c_n = self._run(x, h0, c0, lengths, None)
+        T, B = batch_sizes.shape[0], int(batch_sizes[0])
+        h0, c0 = self._initial_state(data, B, hx, batched=True, order=sorted_indices)
+        place, lengths = reference.packed_places(batch_sizes)
+        if self._is_native(data):
+            last = (batch_sizes.cumsum(0) - batch_sizes)[lengths - 1] + torch.arange(B)
+            y, h_n, c_n = self._run(data, h0, c0, Last(T, rows=last), batch_sizes=batch_sizes)
+        else:
+            place, lengths = place.to(data.device), lengths.to(data.device)
+            x = data.new_zeros(T * B, self.input_size).index_copy(0, place, data).view(T, B, -1)
+            y, h_n, c_n = self._run(x, h0, c0, Last(T, lengths), lengths=lengths)
+            y = y.flatten(0, 1).index_select(0, place)
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
-        packed = y.flatten(0, 1).index_select(0, place)
-        return PackedSequence(packed, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
     def _initial_state(
-        self, x: Tensor, hx: State | None, batched: bool, order: Tensor | None = None
+        self, x: Tensor, B: int, hx: State | None, batched: bool, order: Tensor | None = None
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """h0 [B, P] and c0 [B, H] of every layer and direction, rows in the given order."""
         weight: Tensor = self.weight_hh_l0
         check_like_weights("LSTM", "input", x, weight)
         P, H = self.proj_size or self.hidden_size, self.hidden_size
-        B, LD = x.shape[1], len(self._names)
+        LD = len(self._names)
         if hx is None:
             c = x.new_zeros(B, H, dtype=weight.dtype)
             h = c if P == H else x.new_zeros(B, P, dtype=weight.dtype)
@@ -350,12 +351,7 @@ class LSTM(RecurrentModule):
         return states[0], states[1]
 
     def _run(
-        self,
-        x: Tensor,
-        h0: Sequence[Tensor],
-        c0: Sequence[Tensor],
-        lengths: Tensor | None,
-        cont: Tensor | None,
+        self, x: Tensor, h0: Sequence[Tensor], c0: Sequence[Tensor], last: Last, **masks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run all layers, time-major: x [T, B, I] to y [T, B, D*P], h_n [L*D, B, P] and c_n [L*D, B, H]."""
         D = 1 + self.bidirectional
@@ -366,15 +362,15 @@ class LSTM(RecurrentModule):
                 x = F.dropout(x, self.dropout, self.training)
             first = layer * D
             if D == 2 and x.is_cuda and not self._is_custom() and not in_func_transform():
-                states = self._run_side_by_side(first, x, h0, c0, lengths)
+                states = self._run_side_by_side(first, x, h0, c0, masks["lengths"])
             else:
                 states = [
-                    self._run_direction(i, x, h0[i], c0[i], lengths=lengths, cont=cont, reverse=i > first)
+                    self._run_direction(i, x, h0[i], c0[i], reverse=i > first, **masks)
                     for i in range(first, first + D)
                 ]
             for i, (h, c) in enumerate(states, first):
-                h_n.append(_last(h, h0[i], lengths, i > first))
-                c_n.append(_last(c, c0[i], lengths, i > first))
+                h_n.append(last(h, h0[i], i > first))
+                c_n.append(last(c, c0[i], i > first))
             x = torch.cat([h for h, _ in states], dim=-1) if D == 2 else states[0][0]
         return x, torch.stack(h_n), torch.stack(c_n)
 
@@ -471,39 +467,3 @@ class _Norms(NamedTuple):
 
     hh: State | None
     c: State | None
-
-
-def _check_lengths(lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
-    """Return lengths [B] in 0..T."""
-    T, B, _ = x.shape
-    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise ValueError(f"LSTM: lengths must be an int64 tensor, got {got}")
-    if not batched and lengths.dim() == 0:
-        lengths = lengths.unsqueeze(0)
-    if lengths.shape != (B,):
-        raise ValueError(f"LSTM: lengths must be [B] = [{B}], got {list(lengths.shape)}")
-    if lengths.device != x.device:
-        raise ValueError(
-            f"LSTM: lengths must be on the device of the input, {x.device}, got {lengths.device}"
-        )
-    if lengths.device.type != "cpu" or in_func_transform():
-        return lengths.clamp(0, T)  # a look at the values would wait for the device
-    # A traced program cannot look either: there the operator does, when it runs.
-    if not torch.compiler.is_compiling() and B and (int(lengths.min()) < 0 or int(lengths.max()) > T):
-        raise ValueError(
-            f"LSTM: lengths must be in 0..T = 0..{T}, got {int(lengths.min())}..{int(lengths.max())}"
-        )
-    return lengths
-
-
-def _last(values: Tensor, start: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """The state after each row's last step. values [T, B, P], start [B, P]."""
-    if lengths is None:
-        return values[0] if reverse else values[-1]
-    if reverse:
-        last = values[0]
-    else:
-        index = (lengths - 1).clamp(0, values.shape[0] - 1).view(1, -1, 1).expand(1, *start.shape)
-        last = values.gather(0, index).squeeze(0)
-    return torch.where((lengths > 0).unsqueeze(-1), last, start.to(values.dtype))

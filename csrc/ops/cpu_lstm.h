@@ -1,0 +1,31 @@
+// What the CPU's LSTM ops share.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../core/lstm.h"
+#include "lstm_checks.h"
+
+namespace lrcn::ops {
+
+inline Tensor to_float(const Tensor& t) {
+  return torch::stable::to(t, ScalarType::Float);
+}
+
+inline MaybeTensor to_float(const MaybeTensor& t) {
+  return t.has_value() ? MaybeTensor(to_float(*t)) : std::nullopt;
+}
+
+template <typename T>
+const T* data_or_null(const MaybeTensor& t) {
+  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
+}
+
+// Core's view of checked sizes and masks; checks the values of lengths.
+LstmShape make_shape(const char* op, const LstmSizes& n, const MaybeTensor& lengths, const MaybeTensor& cont,
+                     bool reverse);
+
+Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype);
+Tensor linear_pack_cpu(const Tensor& w, ScalarType dtype);
+
+}  // namespace lrcn::ops

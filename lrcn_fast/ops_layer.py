@@ -1,0 +1,188 @@
+"""One direction of one LSTM layer on the CPU, input projection and all gradients included, as one operator.
+
+Notation used for shapes:
+    T  time steps    B  batch    I  input size    H  hidden size    P  size of h: H, or the projection's
+    N  steps of all sequences together, the rows of a PackedSequence
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrcn_fast import reference
+from lrcn_fast.ops import second_derivative
+
+__all__ = ["lstm_layer"]
+
+
+def lstm_layer(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    w_hr: Tensor | None = None,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    cont: Tensor | None = None,
+    reverse: bool = False,
+    packed: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run ``ops.lstm(F.linear(x, w_ih, bias), w_hh, h0, c0, ...)`` in one call, on the CPU.
+
+    Rows past a sequence's length cost nothing, forward or backward: they are neither projected nor summed
+    into a gradient.
+
+    Args:
+        x: Input. [T, B, I], or [N, I] with ``batch_sizes``.
+        w_ih: Input weight. [4H, I].
+        w_hh: Recurrent weight. [4H, P].
+        bias: Sum of both biases. [4H].
+        h0: State before the first step. [B, P].
+        c0: Cell before the first step. [B, H].
+        w_hr: Projection of h. [P, H].
+        lengths: As in :func:`lrcn_fast.ops.lstm`. [B].
+        batch_sizes: Those of a PackedSequence whose data is x: sequences by falling length, and how many have
+            a step t. Not together with lengths or cont. [T] int64.
+        cont: As in :func:`lrcn_fast.ops.lstm`. [T, B].
+        reverse: Run from each row's own last step to step 0.
+        packed: ``(linear_pack(w_ih), lstm_pack(w_hh, w_hr))`` for inference, read in place of the weights.
+
+    Returns:
+        A tuple:
+
+        - **h**: Hidden state after every step. [T, B, P] or [N, P].
+        - **c**: Cell state after every step. [T, B, H] or [N, H].
+
+    Dtypes and derivatives are those of :func:`lrcn_fast.ops.lstm`.
+
+    Raises:
+        ValueError: If a shape, dtype, device or length is wrong, or ``packed`` is given where a gradient is
+            needed.
+    """
+    save_gates = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, w_ih, w_hh, bias, w_hr, h0, c0)
+    )
+    if save_gates and packed is not None:
+        raise ValueError("lstm_layer: packed must be None where a gradient is needed, got packed weights")
+    if cont is not None and cont.dtype not in (torch.bool, torch.uint8):
+        cont = cont != 0
+    packed_ih, packed_hh = (None, None) if packed is None else packed
+    h, c, _ = torch.ops.lrcn_fast.lstm_layer.default(
+        x.contiguous(),
+        w_ih.contiguous(),
+        w_hh.contiguous(),
+        None if bias is None else bias.contiguous(),
+        None if w_hr is None else w_hr.contiguous(),
+        h0.contiguous(),
+        c0.contiguous(),
+        None if lengths is None else lengths.contiguous(),
+        None if batch_sizes is None else batch_sizes.contiguous(),
+        None if cont is None else cont.contiguous(),
+        packed_ih,
+        packed_hh,
+        reverse,
+        save_gates,
+    )
+    return h, c
+
+
+@torch.library.register_fake("lrcn_fast::lstm_layer")
+def _(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cont: Tensor | None,
+    packed_ih: Tensor | None,
+    packed_hh: Tensor | None,
+    reverse: bool,
+    save_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, H = x.shape[:-1], c0.shape[1]
+    gates = x.new_empty(*rows, 4 * H) if save_gates else x.new_empty(0)
+    return x.new_empty(*rows, h0.shape[1]), x.new_empty(*rows, H), gates
+
+
+@torch.library.register_fake("lrcn_fast::lstm_layer_backward")
+def _(
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    d_gates: Tensor | None,
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cont: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    reverse: bool,
+    need_d_x: bool,
+) -> tuple[Tensor, ...]:
+    d_x = x.new_empty(x.shape if need_d_x else 0)
+    d_w_hr = x.new_empty(0 if w_hr is None else w_hr.shape)
+    d_weights = (w_ih.new_empty(w_ih.shape), w_hh.new_empty(w_hh.shape), x.new_empty(w_ih.shape[0]), d_w_hr)
+    return d_x, *d_weights, h0.new_empty(h0.shape), c0.new_empty(c0.shape)
+
+
+# ---- gradients, as in ops.py -----------------------------------------------------------------------------
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, w_ih, w_hh, bias, w_hr, h0, c0, lengths, batch_sizes, cont, _, _, reverse, save_gates = inputs
+    ctx.set_materialize_grads(False)
+    ctx.reverse, ctx.save_gates, ctx.has_bias = reverse, save_gates, bias is not None
+    ctx.save_for_backward(x, w_ih, w_hh, w_hr, h0, c0, lengths, batch_sizes, cont, *output)
+
+
+def _backward(
+    ctx: Any, d_h: Tensor | None, d_c: Tensor | None, d_gates: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if not ctx.save_gates:
+        raise RuntimeError("lstm_layer: save_gates must be True where a gradient is needed, got False")
+    d_x, d_w_ih, d_w_hh, d_bias, d_w_hr, d_h0, d_c0 = torch.ops.lrcn_fast.lstm_layer_backward.default(
+        *(None if d is None else d.contiguous() for d in (d_h, d_c, d_gates)),
+        *ctx.saved_tensors,
+        ctx.reverse,
+        ctx.needs_input_grad[0],
+    )
+    return (
+        d_x if ctx.needs_input_grad[0] else None,
+        d_w_ih,
+        d_w_hh,
+        d_bias if ctx.has_bias else None,
+        d_w_hr if ctx.needs_input_grad[4] else None,
+        d_h0,
+        d_c0,
+        *(None,) * 7,
+    )
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, reverse, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.reverse = reverse
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*second_derivative(reference.lstm_layer_backward, ctx, grads), None, None)
+
+
+torch.library.register_autograd("lrcn_fast::lstm_layer", _backward, setup_context=_setup)
+torch.library.register_autograd(
+    "lrcn_fast::lstm_layer_backward", _backward_backward, setup_context=_backward_setup
+)
