@@ -29,7 +29,7 @@ BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- en
 
 def limits() -> str:
     """Each kernel beside what the machine allows."""
-    path, report = harness.newest("roofline")
+    path, report = harness.newest("roofline", threads=1, forced_isa=None)
     env = report["environment"]
     note = (
         f"Medians over {env['processes']} fresh processes, range of the share; {env['cpu']}, {env['isa']}, "
@@ -41,7 +41,7 @@ def limits() -> str:
 
 def encoders() -> str:
     """Encoders on 32 images at once, and as ours take them."""
-    path, report = harness.newest("encode")
+    path, report = harness.newest("encode", threads=1, forced_isa=None)
     env = report["environment"]
     rows = ["| 32 images | at once, ms | lrcn_fast, ms | |", "|---|---|---|---|"]
     for case in report["cases"]:

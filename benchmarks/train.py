@@ -78,4 +78,4 @@ def check_long(actual: tuple[str, Tensor], expected: tuple[str, Tensor]) -> floa
 
 
 if __name__ == "__main__":
-    harness.main(__file__, "train", measure, case_seconds=6)
+    harness.main(__file__, "train", measure, case_seconds=3)
