@@ -312,7 +312,9 @@ void lstm_cluster(const LstmRows& rows, const LstmSequences& sequences, int64_t 
   with_half_type("lstm_cluster", rows.dtype, [&](auto type) {
     using T = decltype(type);
     if (shape.pairs == 1) return start<T, 1>(rows, sequences, shape, blocks, stream);
+#ifndef LRCN_SIMT_MUTANT
     if (shape.pairs == 3) return start<T, 3>(rows, sequences, shape, blocks, stream);
+#endif
 #ifndef LRCN_SIMT  // the same with other numbers
     if (shape.pairs == 2) return start<T, 2>(rows, sequences, shape, blocks, stream);
     start<T, 4>(rows, sequences, shape, blocks, stream);

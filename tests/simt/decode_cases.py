@@ -196,8 +196,7 @@ def host_sizes(case, rows=None):
 
 def shown(case):
     """What the summary of a test run says of a case."""
-    c = case.config
-    found = {"images": case.images, "beams": case.beams, "V": case.V, "E": case.E, "steps": c.max_new_tokens}
+    found = {"images": case.images, "beams": case.beams, "V": case.V, "E": case.E}
     return found | {"layers": len(case.hidden), "dtype": CODE[case.dtype], "samples": int(case.samples)}
 
 

@@ -36,6 +36,8 @@ COMMON = [
 ]
 # Every load and store of a kernel calls a hook of memory.cpp; so does a bad index or alignment.
 CHECKED = ["-fsanitize=thread,bounds,alignment"]
+# A mutant is built once and run a few times: neither source lines nor every type are worth their time.
+MUTANT = ["-w", "-g0", "-DLRCN_SIMT_MUTANT"]
 
 
 # Launches of the kernels as they are that did not fail, since the last test: launcher, its numbers, seed.
@@ -88,6 +90,21 @@ def _compile(source: pathlib.Path, text: str, flags: list[str]) -> pathlib.Path:
     return _make(target, command, f'#line 1 "{source}"\n{text}')
 
 
+def _precompiled(flags: list[str]) -> pathlib.Path:
+    """A header with all that the kernels take from the standard library, compiled beside it."""
+    texts = [p.read_text() for folder in (CUDA, HERE) for p in sorted(folder.glob("*.*h"))]
+    names = sorted(set(re.findall("#include <[a-z]+>\n", "".join(texts))))
+    digest = hashlib.sha256("\0".join([*names, *flags]).encode()).hexdigest()[:20]
+    header = CACHE / f"std-{digest}.h"
+    if not header.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        part = header.with_suffix(f".{os.getpid()}")  # of several processes all write the same
+        part.write_text("".join(names))
+        part.replace(header)
+    _make(CACHE / f"{header.name}.gch", [*COMMON, *flags, "-x", "c++-header", str(header)])
+    return header
+
+
 class Library:
     """The kernels, compiled for the emulator.
 
@@ -112,11 +129,12 @@ class Library:
         jobs = [(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
         for source in [*sorted(CUDA.glob("*.cu")), *sorted(HERE.glob("*.cu"))]:
             include = headers if source.name in (unit or "").split() else []
-            # A mutant is built once and run a few times: source lines are not worth their time.
-            quiet = ["-w", "-g0"] if include or source.name in edits else []
+            mutant = bool(include) or source.name in edits
             text = _edit(source, edits.pop(source.name, ()))
-            more = [*(CHECKED if checked else ()), *quiet, *include, *flags]
-            jobs.append((source, text, ["-O1", *more]))
+            more = ["-O1", *(CHECKED if checked else ()), *(MUTANT if mutant else ()), *flags]
+            if mutant:
+                more += [*include, "-include", str(_precompiled(more))]
+            jobs.append((source, text, more))
         assert not edits, f"no such file: {edits}"
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: str(_compile(*job)), jobs))

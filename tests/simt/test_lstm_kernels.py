@@ -136,7 +136,16 @@ def test_planted_bug_is_found(mutation):
         if mutation.kernel == "lstm_grid_kernel":
             cases.check_nan(mutant, **schedule)
 
-    killed(mutation, check, 6)
+    killed(mutation, check, 3)
+
+
+def test_nothing_is_found_where_no_bug_is():
+    """A mutant lacks types and sizes of its kernels; what is run of it must have them all."""
+    library = Library({p.name: () for p in CUDA.glob("lstm*.cu")})
+    for suspects in SUSPECTS.values():
+        for case in suspects:
+            cases.check_lstm(library, case)
+    library.close()
 
 
 def test_every_kernel_is_under_test():
