@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from lrcn_fast import ops, reference
 from lrcn_fast.nn._checks import (
@@ -84,6 +85,9 @@ class LSTM(RecurrentModule):
         layer_norm: Normalise, as above.
         zoneout: Probability to keep an element of the old state: a number, or a pair for h and c.
         recurrent_dropout: Probability to drop an element of the candidate.
+        recompute: For training with less memory: keep the input of each layer for the backward pass, not its
+            gates and cells (5H or more numbers per row and step), and compute them once more there. The
+            results and gradients are the same bit for bit; a training step is about a third longer.
 
     Raises:
         ValueError: An argument is of the wrong type or out of range.
@@ -113,6 +117,7 @@ class LSTM(RecurrentModule):
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_sizes("LSTM", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
@@ -122,6 +127,7 @@ class LSTM(RecurrentModule):
             batch_first=batch_first,
             bidirectional=bool(bidirectional),
             layer_norm=layer_norm,
+            recompute=recompute,
         )
         if not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
             raise ValueError(
@@ -135,7 +141,7 @@ class LSTM(RecurrentModule):
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bool(bidirectional)
         self.dropout = check_probability("LSTM", "dropout", dropout)
         self.proj_size = proj_size
-        self.layer_norm = layer_norm
+        self.layer_norm, self.recompute = layer_norm, recompute
         self.zoneout = tuple(check_probability("LSTM", "zoneout", p) for p in pair)
         self.recurrent_dropout = check_probability("LSTM", "recurrent_dropout", recurrent_dropout)
         if self.dropout > 0 and num_layers == 1:
@@ -223,6 +229,7 @@ class LSTM(RecurrentModule):
             "layer_norm": False,
             "zoneout": (0.0, 0.0),
             "recurrent_dropout": 0.0,
+            "recompute": False,
         }
         for name, default in defaults.items():
             if getattr(self, name) != default:
@@ -357,22 +364,39 @@ class LSTM(RecurrentModule):
         D = 1 + self.bidirectional
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
+        # torch.func has no hooks for what autograd saves, which checkpoint works by.
+        recompute = self.recompute and torch.is_grad_enabled() and not in_func_transform()
         for layer in range(self.num_layers):
             if layer:
                 x = F.dropout(x, self.dropout, self.training)
-            first = layer * D
-            if D == 2 and x.is_cuda and not self._is_custom() and not in_func_transform():
-                states = self._run_side_by_side(first, x, h0, c0, masks["lengths"])
+            arguments = layer, x, h0, c0, masks
+            if recompute:
+                states = checkpoint(self._run_layer, *arguments, use_reentrant=False)
             else:
-                states = [
-                    self._run_direction(i, x, h0[i], c0[i], reverse=i > first, **masks)
-                    for i in range(first, first + D)
-                ]
-            for i, (h, c) in enumerate(states, first):
-                h_n.append(last(h, h0[i], i > first))
-                c_n.append(last(c, c0[i], i > first))
+                states = self._run_layer(*arguments)
+            for i, (h, c) in enumerate(states, layer * D):
+                h_n.append(last(h, h0[i], i % D == 1))
+                c_n.append(last(c, c0[i], i % D == 1))
             x = torch.cat([h for h, _ in states], dim=-1) if D == 2 else states[0][0]
         return x, torch.stack(h_n), torch.stack(c_n)
+
+    def _run_layer(
+        self,
+        layer: int,
+        x: Tensor,
+        h0: Sequence[Tensor],
+        c0: Sequence[Tensor],
+        masks: dict[str, Tensor | None],
+    ) -> list[State]:
+        """Run the directions of one layer: x [T, B, I] to h [T, B, P] and c [T, B, H] of each."""
+        D = 1 + self.bidirectional
+        first = layer * D
+        if D == 2 and x.is_cuda and not self._is_custom() and not in_func_transform():
+            return self._run_side_by_side(first, x, h0, c0, masks["lengths"])
+        return [
+            self._run_direction(i, x, h0[i], c0[i], reverse=i > first, **masks)
+            for i in range(first, first + D)
+        ]
 
     def _run_side_by_side(
         self, first: int, x: Tensor, h0: Sequence[Tensor], c0: Sequence[Tensor], lengths: Tensor | None
