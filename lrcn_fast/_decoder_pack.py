@@ -62,7 +62,8 @@ class PackedDecoder(torch.nn.Module):
         Args:
             dtype: bfloat16 and int8 (one scale per row; CPU only) weights are read faster. The arithmetic is
                 float32, but for the products with int8 weights, whose other factor is rounded to 16-bit
-                integers.
+                integers. On the CPU the words that a search chooses among, a few more than it needs, are
+                scored again with the projection in float32, which is kept beside: ``V * H * 4`` bytes.
 
         Returns:
             The decoder.

@@ -53,7 +53,8 @@ def decoder_bytes(
         size += linear_bytes(4 * hidden[static_layer], F, dtype)
     if image_first and table:
         size += linear_bytes(4 * hidden[0], E, dtype)
-    return size + linear_bytes(V, hidden[-1], dtype) + floats(V)
+    exact = floats(V * hidden[-1]) if dtype is not torch.float32 else 0
+    return size + linear_bytes(V, hidden[-1], dtype) + floats(V) + exact
 
 
 def cuda_decoder_bytes(

@@ -9,7 +9,7 @@
 namespace lrcn {
 namespace {
 
-constexpr int64_t kMagic = 0x3144434e43524c32;  // changes with the layout below
+constexpr int64_t kMagic = 0x3144434e43524c33;  // changes with the layout below
 constexpr int64_t kLine = 64;                   // bytes that every part is aligned to
 constexpr int64_t kTableRows = 256;             // rows of the table per GEMM: 1 MB of embeddings at E = 1000
 
@@ -25,7 +25,7 @@ static_assert(sizeof(Header) % kLine == 0);
 // Byte offsets of the parts, each aligned to a cache line. lrcn_fast/_packed_sizes.py knows the sum.
 struct Layout {
   std::vector<int64_t> lstm, bias;
-  int64_t words = 0, static_term = 0, image = 0, projection = 0, projection_bias = 0, bytes = 0;
+  int64_t words = 0, static_term = 0, image = 0, projection = 0, projection_bias = 0, exact = 0, bytes = 0;
 };
 
 int64_t padded(int64_t bytes) {
@@ -56,6 +56,7 @@ Layout layout_of(const DecoderShape& s) {
   if (s.image_first && s.table) layout.image = place(linear_packed_bytes(4 * s.hidden[0], s.embed, s.type));
   layout.projection = place(linear_packed_bytes(s.vocab, s.hidden.back(), s.type));
   layout.projection_bias = floats(s.vocab);
+  if (s.type != WeightType::kFloat32) layout.exact = floats(s.vocab * s.hidden.back());
   layout.bytes = end;
   return layout;
 }
@@ -127,6 +128,7 @@ void decoder_pack(const DecoderShape& s, const DecoderWeights& weights, void* pa
   linear_pack(weights.projection, s.hidden.back(), 1, s.vocab, s.hidden.back(), s.type,
               base + layout.projection, parallel);
   copy(layout.projection_bias, weights.projection_bias, s.vocab);
+  if (s.type != WeightType::kFloat32) copy(layout.exact, weights.projection, s.vocab * s.hidden.back());
 }
 
 PackedDecoder::PackedDecoder(const void* packed, int64_t bytes) {
@@ -162,6 +164,7 @@ PackedDecoder::PackedDecoder(const void* packed, int64_t bytes) {
     image_ = {base + layout.image, shape_.type, 4 * shape_.hidden[0], shape_.embed};
   projection_ = {base + layout.projection, shape_.type, shape_.vocab, shape_.hidden.back()};
   projection_bias_ = floats(layout.projection_bias);
+  if (shape_.type != WeightType::kFloat32) exact_projection_ = floats(layout.exact);
 }
 
 DecoderStates::DecoderStates(const PackedDecoder& decoder, const float* features, int64_t images,

@@ -11,7 +11,8 @@
 // A static input's term of the gates, features @ W_f^T + b, is constant: it is computed once per image
 // and shared by all its rows. Layer 0's term of a word, embedding[v] @ W_ih^T + b, is constant too: it
 // may be folded into a table [V, 4H_0], whose rows replace a GEMM. The table is float32 whatever the
-// weight type.
+// weight type. With rounded weights the projection is kept in float32 too: a search scores the words that it
+// chooses among again (rescore.h).
 #pragma once
 
 #include <cstdint>
@@ -67,6 +68,8 @@ class PackedDecoder {
   const DecoderShape& shape() const { return shape_; }
   const PackedLinear& projection() const { return projection_; }
   const float* projection_bias() const { return projection_bias_; }
+  // [V, H_top] as given, or null where packing does not round it.
+  const float* exact_projection() const { return exact_projection_; }
 
  private:
   friend class DecoderStates;
@@ -81,6 +84,7 @@ class PackedDecoder {
   PackedLinear image_{};   // [4H_0, E], when the image comes first and words are a table
   PackedLinear projection_{};
   const float* projection_bias_;
+  const float* exact_projection_ = nullptr;
 };
 
 // The states of the rows of one step, and the way to the next. Rows name the row whose state they

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "rescore.h"
 #include "softmax_topk.h"
 
 namespace lrcn {
@@ -50,31 +51,32 @@ class Runner {
   template <typename SpecialOf>
   void score(int64_t best, bool keep_logits, SpecialOf&& special) {
     const int64_t R = rows(), V = decoder_.shape().vocab;
-    best = std::min(best, V);
-    best_ = best;
-    special_.resize(R), special_count_.resize(R), special_out_.resize(R);
+    const float* exact = decoder_.exact_projection();
+    best_ = std::min(exact == nullptr ? best : rescore_candidates(best), V);
+    special_.resize(R), special_count_.resize(R), special_out_.resize(R), banned_.resize(R);
     int64_t listed = 0;
     for (int64_t r = 0; r < R; ++r) listed += special(r).size();
     special_logits_.resize(listed);
     listed = 0;
     for (int64_t r = 0; r < R; ++r) {
       const SpecialTokens& list = special(r);
-      special_[r] = list.tokens.data(), special_count_[r] = list.size();
+      special_[r] = list.tokens.data(), special_count_[r] = list.size(), banned_[r] = list.banned.data();
       special_out_[r] = special_logits_.data() + listed;
       listed += list.size();
     }
-    best_tokens_.resize(R * best), best_logits_.resize(R * best), count_.resize(R), max_.resize(R),
+    best_tokens_.resize(R * best_), best_logits_.resize(R * best_), count_.resize(R), max_.resize(R),
         log_sum_.resize(R);
     if (keep_logits) logits_.resize(R * V);
 
     SoftmaxTopk args{};
     args.w = decoder_.projection(), args.bias = decoder_.projection_bias();
-    args.rows = R, args.x = states_.top(), args.best = best;
+    args.rows = R, args.x = states_.top(), args.best = best_;
     if (listed > 0) args.special = special_.data(), args.special_count = special_count_.data();
     args.tokens = best_tokens_.data(), args.logits = best_logits_.data(), args.count = count_.data();
     args.special_logits = special_out_.data(), args.max = max_.data(), args.log_sum = log_sum_.data();
     args.all_logits = keep_logits ? logits_.data() : nullptr;
     softmax_topk(args, &buffers_, parallel_);
+    if (exact != nullptr) rescore(args, exact, banned_.data(), best, parallel_);
 
     for (int64_t r = 0; r < R; ++r)
       LRCN_CHECK(std::isfinite(max_[r]) && std::isfinite(log_sum_[r]),
@@ -92,6 +94,16 @@ class Runner {
   }
   const float* logits(int64_t row) const { return logits_.data() + row * decoder_.shape().vocab; }
 
+  // log p of a word drawn from logits(row).
+  float log_p(int64_t row, int32_t token) const {
+    const float logit = logits(row)[token];
+    const float* exact = decoder_.exact_projection();
+    if (exact == nullptr) return scores(row).log_p(logit);
+    const int64_t H = decoder_.projection().K;
+    const float rescored = dot(states_.top()[row], exact + token * H, H) + decoder_.projection_bias()[token];
+    return rescored_log_p(logit, rescored, max_[row], log_sum_[row]);
+  }
+
  private:
   const PackedDecoder& decoder_;
   Parallel parallel_;
@@ -101,6 +113,7 @@ class Runner {
   int64_t best_ = 0;
   std::vector<const int32_t*> special_;
   std::vector<int64_t> special_count_;
+  std::vector<const char*> banned_;
   std::vector<float*> special_out_;
   std::vector<float> special_logits_, best_logits_, max_, log_sum_, logits_;
   std::vector<int32_t> best_tokens_;
@@ -242,17 +255,16 @@ void sample_group(const PackedDecoder& decoder, const DecodeInput& input, const 
                  "with, but every one of the ", token_rules.vocab, " tokens is banned or has probability 0");
       if (chosen[d] < 0) continue;  // stops unfinished
       const RowScores row = runner.scores(row_of[d]);
-      // The logit comes from the special tokens' list, from the best token or from the kept row.
-      float logit = 0;
+      // Greedy: the logit comes from the special tokens' list or from the best token.
+      float logprob = 0;
       const SpecialTokens& list = special(d);
       const auto listed = std::lower_bound(list.tokens.begin(), list.tokens.end(), chosen[d]);
       if (!rules.greedy)
-        logit = runner.logits(row_of[d])[chosen[d]];
+        logprob = runner.log_p(row_of[d], chosen[d]);
       else if (listed != list.tokens.end() && *listed == chosen[d])
-        logit = row.special[listed - list.tokens.begin()];
+        logprob = row.log_p(row.special[listed - list.tokens.begin()]);
       else
-        logit = row.logits[0];
-      const float logprob = row.log_p(logit);
+        logprob = row.log_p(row.logits[0]);
       draws[d].tokens.push_back(chosen[d]);
       draws[d].logprobs.push_back(logprob);
       draws[d].sum += logprob;
