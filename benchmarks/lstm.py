@@ -140,7 +140,7 @@ def streaming(lstm: nn.LSTM, x: Tensor) -> harness.Variants:
     weights = [w.detach().numpy() for w in (lstm.weight_hh_l0, lstm.weight_ih_l0)]
     for precision in PRECISIONS:
         stream = LstmStream(weights[0], 1, w_ih=weights[1], bias=bias, dtype=precision)
-        variants[f"lrcn_fast {precision}"] = carried(prepared(LSTM.from_torch(lstm), precision))
+        variants[f"lrcn_fast nn.LSTM {precision}"] = carried(prepared(LSTM.from_torch(lstm), precision))
         variants[f"lrcn_fast LSTMCell {precision}"] = carried_by_cell(
             prepared(copy.deepcopy(our_cell), precision)
         )
