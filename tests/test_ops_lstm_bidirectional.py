@@ -116,19 +116,19 @@ def test_both_project_or_neither():
         ops.lstm_bidirectional(xg, w_hh, h0, c0, w_hr=w_hr[:1])
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
 @pytest.mark.parametrize("P", [0, 3])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_module_computes_the_same_side_by_side(P, bias):
+def test_the_module_computes_the_same_side_by_side(bias, P, dtype):
     """What nn.LSTM does on CUDA, done on the CPU."""
     lstm = nn.LSTM(6, 5, 2, bias=bias, bidirectional=True, proj_size=P)
     x = torch.randn(4, 3, 2 * (P or 5))
     h0, c0 = torch.randn(4, 3, P or 5), torch.randn(4, 3, 5)
     lengths = torch.tensor([4, 0, 2])
-    states = lstm._run_side_by_side(2, x, h0, c0, lengths)
-    for i, state in enumerate(states, 2):
-        assert_same(state, lstm._run_direction(i, x, h0[i], c0[i], lengths=lengths, reverse=i == 3))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
         states = lstm._run_side_by_side(2, x, h0, c0, lengths)
-        for i, state in enumerate(states, 2):
-            assert state[0].dtype == torch.bfloat16
-            assert_same(state, lstm._run_direction(i, x, h0[i], c0[i], lengths=lengths, reverse=i == 3))
+    for i, state in enumerate(states, 2):
+        w = lstm._weights(i).to(dtype or torch.float32)
+        x_i, h, c = (t.to(w.hh.dtype) for t in (x, h0[i], c0[i]))
+        xg = torch.nn.functional.linear(x_i, w.ih, w.bias)
+        assert_same(state, ops.lstm(xg, w.hh, h, c, w_hr=w.hr, lengths=lengths, reverse=i == 3))
