@@ -138,6 +138,20 @@ def test_rounds_follow_the_budget_and_hopeless_variants_get_three():
     assert 4 <= counts["torch float32"] <= 7
 
 
+def test_long_calls_are_samples_at_once(monkeypatch):
+    monkeypatch.setattr(harness, "LONG_US", 0.21e6)
+    monkeypatch.setattr(harness, "ENDLESS_US", 0.3e6)
+    calls = {"long": 0, "endless": 0}
+
+    def sleep(name, seconds):
+        calls[name] += 1
+        time.sleep(seconds)
+
+    variants = {"long": lambda: sleep("long", 0.22), "endless": lambda: sleep("endless", 0.32)}
+    timed = harness.compare(variants, check=lambda actual, expected: None, rounds=3)
+    assert calls == {"long": 3, "endless": 1} == {name: len(v["us"]) for name, v in timed.items()}
+
+
 def test_wrong_results_are_not_timed_and_errors_are_kept():
     def check(actual, expected):
         assert abs(actual - expected) < 0.5
