@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import describe
 import describe_videos
 import flickr8k
@@ -37,6 +38,19 @@ def limits() -> str:
         f"([data](../benchmarks/results/{path.name}))."
     )
     return f"{roofline.markdown(report)}\n\n{note}\n"
+
+
+def rounding() -> str:
+    """What rounded weights do to captions."""
+    path, report = harness.newest("accuracy")
+    spare = report["spare_candidates"]
+    note = (
+        f"`{report['model']}`, {report['photos']} dev photos of Flickr8k small; lower table: the unrounded "
+        f"model at {spare['rows']} words of its captions; int8 moves its logits by "
+        f"{spare['logit_error_mean']:.2g} in the mean; {report['environment']['isa']} "
+        f"([data](../benchmarks/results/{path.name}))."
+    )
+    return f"{accuracy.markdown(report)}\n\n{accuracy.spare_markdown(report)}\n\n{note}\n"
 
 
 def encoders() -> str:
@@ -169,6 +183,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed.summary,
     **{f"speed-{name}": functools.partial(speed.full, name) for name in speed.QUESTIONS},
     "limits": limits,
+    "accuracy": rounding,
     "encoders": encoders,
     "captions": captions,
     "paper-captions": ablation,
