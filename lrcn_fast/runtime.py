@@ -42,7 +42,7 @@ _EARLY_STOPPING = {False: 0, True: 1, "never": 2}
 
 
 def isa() -> str:
-    """The instruction set that the kernels run on: generic, avx2 or avx512."""
+    """The instruction set that the kernels run on: generic, avx2, avx512 or avx512_bf16."""
     name: str = _runtime.isa()
     return name
 
@@ -87,7 +87,8 @@ class Decoder:
         eos_id: The word that ends a caption.
         pad_id: Fills sequences after their end.
         dtype: How the weights are stored: float32, bfloat16 or int8. The arithmetic is float32, but
-            for the products with int8 weights, whose other factor is rounded to 16-bit integers. A copy of
+            for products with int8 weights, whose other factor is rounded to 16-bit integers, and with
+            bfloat16 weights on a CPU with AVX512_BF16, whose other factor is rounded to bfloat16. A copy of
             the projection stays in float32: the words that a search chooses among are scored again with it.
         table_limit: The input term of every word is computed once, now, when that takes at most this many
             bytes: ``V * 4H * 4``.

@@ -21,6 +21,13 @@ if "LRCN_TEST_LIBRARIES" in os.environ:  # set by run.py
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def rounds_bfloat16() -> bool:
+    """Whether bfloat16 weights multiply activations rounded to bfloat16, as AVX512_BF16 does."""
+    from lrcn_fast import runtime
+
+    return runtime.isa().startswith("avx512_bf16")
+
+
 def data_dir(*parts: str) -> Path:
     """Return a folder or file of the shared data sets, or skip the test (or the module) that asks for it.
 

@@ -1,7 +1,8 @@
 """The whole test suite: everything on the best instruction set, then the kernels on every other one.
 
-Where the CPU has AVX2 but not AVX-512, "every other one" includes the AVX-512 kernels in AVX2 instructions
-(LRCN_EMULATE_AVX512 in CMakeLists.txt): that proves tiles, blocks and tails, not instructions.
+Where the CPU has AVX2 but not all of AVX-512, "every other one" includes the AVX-512 kernels that it lacks,
+in AVX2 instructions (LRCN_EMULATE_AVX512 in CMakeLists.txt): that proves tiles, blocks and tails, not
+instructions.
 """
 
 import os
@@ -36,26 +37,28 @@ def pytest(*arguments: str, **environment: str) -> bool:
     return subprocess.run(command, env=env, cwd=ROOT).returncode == 0
 
 
-def emulated_avx512(tests: list[str]) -> bool:
-    print("== building the AVX-512 kernels in AVX2 instructions", flush=True)
+def emulated(isa: str, tests: list[str]) -> bool:
+    print(f"== {isa}: building the AVX-512 kernels in AVX2 instructions", flush=True)
     folder = native.build_emulated()
-    env = os.environ | {"LRCN_FAST_ISA": "avx512"}
+    env = os.environ | {"LRCN_FAST_ISA": isa}
     core = subprocess.run([folder / "core_test"], env=env, capture_output=True, text=True)
     print(core.stdout.splitlines()[0] if core.returncode == 0 else core.stdout + core.stderr, flush=True)
-    python = pytest(*tests, LRCN_FAST_ISA="avx512", LRCN_TEST_LIBRARIES=str(folder))
+    python = pytest(*tests, LRCN_FAST_ISA=isa, LRCN_TEST_LIBRARIES=str(folder))
     return core.returncode == 0 and python
 
 
 def main() -> int:
-    isas = [isa for isa in ("generic", "avx2", "avx512") if supported(isa)]
+    isas = [isa for isa in ("generic", *native.FLAGS) if supported(isa)]
     if isas == ["generic"] and os.environ.get("CI"):
         print("only the generic kernels can run on this CPU: the SIMD ones would go untested")
         return 1
     kernel_tests = [str(p.relative_to(ROOT)) for pattern in KERNEL_TESTS for p in sorted(ROOT.glob(pattern))]
     passed = [pytest("--dist", "worksteal", "tests")]
     passed += [pytest(*kernel_tests, LRCN_FAST_ISA=isa) for isa in isas[:-1]]
-    if isas[-1] == "avx2":
-        passed.append(emulated_avx512(kernel_tests + EMULATED_TESTS))
+    if "avx2" in isas and "avx512" not in isas:
+        passed.append(emulated("avx512", kernel_tests + EMULATED_TESTS))
+    if "avx2" in isas and "avx512_bf16" not in isas:
+        passed.append(emulated("avx512_bf16", kernel_tests))
     return 0 if all(passed) else 1
 
 

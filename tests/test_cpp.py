@@ -10,7 +10,8 @@ import native
 import pytest
 from native import ROOT, X86, missing_flags
 
-ISAS = ["generic", "avx2", "avx512"] if X86 else ["generic"]
+ISAS = ["generic", "avx2", "avx512", "avx512_bf16"] if X86 else ["generic"]
+BOGUS = 'LRCN_FAST_ISA must be generic, avx2, avx512 or avx512_bf16, got "bogus"'
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
 
@@ -32,7 +33,7 @@ def plain():
 
 
 # The sanitizers see the AVX-512 kernels on every x86 CPU: where it lacks AVX-512, in AVX2 instructions.
-EMULATES = X86 and missing_flags("avx512") != []
+EMULATES = X86 and missing_flags("avx512_bf16") != []
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_core(plain, isa):
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_core_under_sanitizers(sanitized, isa):
-    emulates = isa == "avx512" and EMULATES
+    emulates = isa.startswith("avx512") and EMULATES
     needs_isa("avx2" if emulates else isa)
     run(sanitized, isa, emulates)
 
@@ -71,9 +72,7 @@ def test_forcing_what_the_cpu_lacks_is_an_error(plain, isa):
         [plain / "core_test"], capture_output=True, text=True, env=os.environ | {"LRCN_FAST_ISA": isa}
     )
     assert result.returncode != 0
-    expected = (
-        'must be generic, avx2 or avx512, got "bogus"' if isa == "bogus" else f"LRCN_FAST_ISA={isa}, but"
-    )
+    expected = BOGUS if isa == "bogus" else f"LRCN_FAST_ISA={isa}, but"
     assert expected in result.stderr
 
 
@@ -86,7 +85,7 @@ def test_python_sees_a_value_error():
         cwd=ROOT,
         env=os.environ | {"LRCN_FAST_ISA": "bogus"},
     )
-    assert 'ValueError: LRCN_FAST_ISA must be generic, avx2 or avx512, got "bogus"' in result.stderr
+    assert f"ValueError: {BOGUS}" in result.stderr
 
 
 def symbols(path, *options):

@@ -292,7 +292,7 @@ def test_the_instruction_set_is_the_one_asked_for():
     emulated = " (emulated)" if "LRCN_TEST_LIBRARIES" in os.environ else ""
     forced = os.environ.get("LRCN_FAST_ISA")
     assert runtime.isa() in [
-        isa + emulated for isa in ([forced] if forced else ["generic", "avx2", "avx512"])
+        isa + emulated for isa in ([forced] if forced else ["generic", "avx2", "avx512", "avx512_bf16"])
     ]
 
 

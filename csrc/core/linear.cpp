@@ -24,13 +24,18 @@ void linear_pack(const float* w, int64_t stride_n, int64_t stride_k, int64_t N, 
 }
 
 DotInput::DotInput(WeightType type, int64_t rows, const float* const* x, int64_t k, const Parallel& parallel)
-    : x_(x), k_(k), kq_((k + 3) / 4 * 4) {
-  if (type != WeightType::kInt8 || x == nullptr) return;
+    : x_(x), k_(k), kq_((k + values_per_word(type) - 1) / values_per_word(type) * values_per_word(type)) {
+  const simd::KernelTable& kernels = simd::kernels();
+  const bool rounds = type == WeightType::kBFloat16 && kernels.round_bfloat16 != nullptr;
+  if (x == nullptr || (type != WeightType::kInt8 && !rounds)) return;
   q_.resize(rows * kq_), scales_.resize(rows);
   parallel(rows, /*grain=*/std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, k)),
            [&](int64_t begin, int64_t end) {
              for (int64_t r = begin; r < end; ++r)
-               simd::kernels().quantise(k, x[r], q_.data() + r * kq_, &scales_[r]);
+               if (rounds)
+                 kernels.round_bfloat16(k, x[r], q_.data() + r * kq_);
+               else
+                 kernels.quantise(k, x[r], q_.data() + r * kq_, &scales_[r]);
            });
 }
 

@@ -61,8 +61,9 @@ struct PackedLinear {
   int64_t K;
 };
 
-// Rows of activations, ready to multiply packed weights of a type: as they are for float32 and bfloat16, as
-// 16-bit integers for int8 (simd/tile_int8.h). Made once for all panels; x must outlive it.
+// Rows of activations, ready to multiply packed weights of a type: as they are for float32, as 16-bit
+// integers for int8 (simd/tile_int8.h), rounded for bfloat16 on a CPU that multiplies pairs of those
+// (simd/tile_bfloat16.h). Made once for all panels; x must outlive it.
 class DotInput {
  public:
   // x[r] [k] for r in [0, rows); null: zeros.

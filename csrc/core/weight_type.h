@@ -1,4 +1,5 @@
-// How a packed weight is stored. The arithmetic is float32, but for products with int8 (simd/tile_int8.h).
+// How a packed weight is stored. The arithmetic is float32, but for products with int8
+// (simd/tile_int8.h), and with bfloat16 where the CPU multiplies pairs of them (simd/tile_bfloat16.h).
 //
 // Shared with the per-instruction-set objects, so: no functions here (simd/table.h says why).
 #pragma once

@@ -146,7 +146,8 @@ class RecurrentModule(nn.Module):
 
         Args:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row; what they
-                multiply is rounded to 16-bit integers, one scale per row too).
+                multiply is rounded to 16-bit integers, one scale per row too). What bfloat16 weights multiply
+                is rounded to bfloat16 on a CPU with AVX512_BF16.
 
         Returns:
             The module.

@@ -4,6 +4,9 @@
 #include <cstdint>
 
 #include "tile_float.h"
+#ifdef LRCN_DOT_BFLOAT16
+#include "tile_bfloat16.h"
+#endif
 #include "tile_int8.h"
 
 namespace lrcn::simd {
@@ -24,7 +27,11 @@ void panel_dot(const PanelDot& a) {
     case WeightType::kFloat32:
       return panel_dot_of<FloatTile<WeightType::kFloat32>>(a, panel, nullptr);
     case WeightType::kBFloat16:
+#ifdef LRCN_DOT_BFLOAT16
+      return panel_dot_of<BFloat16Tile>(a, panel, nullptr);
+#else
       return panel_dot_of<FloatTile<WeightType::kBFloat16>>(a, panel, nullptr);
+#endif
     case WeightType::kInt8:
       return panel_dot_of<Int8Tile>(a, panel + kPanel * sizeof(float), static_cast<const float*>(a.panel));
   }

@@ -23,7 +23,9 @@ using VecUS = uint16_t __attribute__((vector_size(LRCN_VECTOR_BYTES)));
 
 // sum[i] + a[2i] * b[2i] + a[2i + 1] * b[2i + 1]
 inline VecI add_products(VecI sum, VecS a, VecS b) {
-#if LRCN_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+#if LRCN_VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
+  return (VecI)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif LRCN_VECTOR_BYTES == 64 && defined(__AVX512BW__)
   return (VecI)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)a, (__m512i)b));
 #elif LRCN_VECTOR_BYTES == 32 && defined(__AVX2__)
   sum += (VecI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
