@@ -3,7 +3,7 @@
 Three questions, one layer with I = H each, in float32, bfloat16 and int8:
 
 inference: T = 20 steps over a grid of H and B, with the floors of roofline.py beside it: reading the
-    recurrent weights every step and the input weights once, and all multiply-adds in float32.
+    recurrent weights every step and the input weights once, and all multiply-adds.
 streaming: 20 frames one at a time (B = 1), the state carried from call to call.
 lengths: rows of 1 to 500 steps; torch takes a PackedSequence, made beforehand, as do we, or `lengths`.
 
@@ -72,15 +72,12 @@ def inference(lstm: nn.LSTM, x: Tensor) -> harness.Variants:
 
 
 def floors(B: int, H: int) -> harness.Variants:
-    """What no kernel can do without, of roofline.py: to read the weights, and the multiply-adds.
-
-    The latter in float32, which bfloat16 weights are widened to; int8 weights are multiplied as integers.
-    """
+    """What no kernel can do without, of roofline.py: to read the weights, and the multiply-adds."""
     weights = 4 * H * H  # of the recurrence, and as many of the input
     found: harness.Variants = {}
-    for precision in ("float32", "bfloat16"):
-        limits = roofline.limits(weights * getattr(torch, precision).itemsize, T + 1, T * B * 2 * weights)
-        found |= {f"read {precision}": limits["read"], "multiply-add": limits["multiply-add"]}
+    for precision in PRECISIONS:
+        limits = roofline.limits(weights, T + 1, T * B * 2 * weights, getattr(torch, precision))
+        found |= {f"{name} {precision}": run for name, run in limits.items()}
     return found
 
 

@@ -1,9 +1,10 @@
 """How far from this machine's limit the kernels are: one packed matrix times M rows, and a whole beam search.
 
 Beside each kernel run, in the same rounds, the two things that it cannot do without: reading its weights once
-(a beam search: once a step), and its multiply-adds, in registers and in float32, which all weight types are
-widened to. The slower of the two is the floor; `of the limit` is floor / kernel. Memory is read where the
-weights are too: in the caches if they fit. The last case is what it costs to start threads and to join them.
+(a beam search: once a step), and its multiply-adds, in registers: of float32, for int8 weights of pairs of
+16-bit integers, for bfloat16 weights of pairs of bfloat16 where the CPU has them. The slower of the two is
+the floor; `of the limit` is floor / kernel. Memory is read where the weights are too: in the caches if they
+fit. The last case is what it costs to start threads and to join them.
 """
 
 import copy
@@ -37,18 +38,25 @@ def library() -> ctypes.CDLL:
     subprocess.run(["g++", "-std=c++17", *flags, str(SOURCE), "-o", target], check=True)
     found = ctypes.CDLL(target)
     found.roofline_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    found.roofline_multiply_add.argtypes = [ctypes.c_int64, ctypes.c_int]
+    for dtype in DTYPES:
+        _multiply_add(found, dtype).argtypes = [ctypes.c_int64, ctypes.c_int]
     found.roofline_fork.argtypes = [ctypes.c_int64, ctypes.c_int]
     return found
 
 
-def limits(num_bytes: int, times: int, multiply_adds: int) -> harness.Variants:
+def _multiply_add(functions: ctypes.CDLL, dtype: torch.dtype) -> Any:
+    return getattr(functions, f"roofline_multiply_add_{str(dtype)[6:]}")
+
+
+def limits(weights: int, times: int, multiply_adds: int, dtype: torch.dtype) -> harness.Variants:
     """The floor's two parts."""
     threads = torch.get_num_threads()
+    num_bytes = weights * dtype.itemsize
     data = torch.ones(num_bytes // 4)
+    run = _multiply_add(library(), dtype)
     return {
         "read": lambda: library().roofline_read(data.data_ptr(), num_bytes, times, threads),
-        "multiply-add": lambda: library().roofline_multiply_add(multiply_adds, threads),
+        "multiply-add": lambda: run(multiply_adds, threads),
     }
 
 
@@ -62,9 +70,8 @@ def measure() -> Iterator[tuple[dict[str, Any], harness.Variants, Callable[[Any,
             for M in ROWS:
                 x = torch.randn(M, C)
                 case = {"what": "linear", "M": M, "N": N, "K": C, "dtype": str(dtype)[6:], "threads": threads}
-                num_bytes = N * C * dtype.itemsize
                 kernel = functools.partial(ops.linear, x, packed, None, N)
-                yield case, limits(num_bytes, 1, M * N * C) | {"lrcn_fast": kernel}, nothing
+                yield case, limits(N * C, 1, M * N * C, dtype) | {"lrcn_fast": kernel}, nothing
     decoder = make_decoder()
     weights = 4 * H * H + 4 * H * (H + H) + V * H
     for dtype in DTYPES:
@@ -77,7 +84,7 @@ def measure() -> Iterator[tuple[dict[str, Any], harness.Variants, Callable[[Any,
             # The first step has one row an image.
             rows = B * (K * (WORDS - 1) + 1)
             case = {"what": "beam search", "images": B, "dtype": str(dtype)[6:], "threads": threads}
-            floor = limits(weights * dtype.itemsize, WORDS, rows * weights)
+            floor = limits(weights, WORDS, rows * weights, dtype)
             yield case, floor | {"lrcn_fast": search}, nothing
     fork = {"fork and join, 1000 times": lambda: library().roofline_fork(1000, threads)}
     yield {"what": "fork", "threads": threads}, fork, nothing

@@ -125,7 +125,7 @@ def _cell(case: dict[str, Any], variants: dict[str, Any], variant: str, question
 
 def _limit(variants: dict[str, Any], ours: dict[str, Any], precision: str) -> float | None:
     """The share of the slower floor in our time, median over processes."""
-    names = (f"read {precision}", "multiply-add")
+    names = tuple(f"{floor} {precision}" for floor in FLOORS)
     if not all(name in variants for name in names):
         return None
     floors = [variants[name]["us"] for name in names]

@@ -88,7 +88,7 @@ def test_limit_is_the_slower_floor():
         "lrcn_fast float32": [[100.0] * 3, [200.0] * 3, [100.0] * 3],
         "lrcn_fast int8": [[100.0] * 3] * 3,
         "read float32": [[40.0] * 3, [40.0] * 3, [90.0] * 3],
-        "multiply-add": [[50.0] * 3] * 3,
+        "multiply-add float32": [[50.0] * 3] * 3,
     }
     float32, int8 = speed.cells(report((1, samples)), INFERENCE)
     assert float32.limit == 0.5  # of 0.5, 0.25 and 0.9
