@@ -53,7 +53,8 @@ void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const simd
     std::copy_n(bias + panel * kPanelColumns, n, start);
   }
   for (int64_t r = 0; r < rows; ++r) std::copy_n(start, kPanelColumns, out + r * kPanelColumns);
-  simd::kernels().panel_dot({packed, w.type, rows, x, {}, out});
+  simd::kernels().panel_dot(
+      {packed, w.type, rows, x, {}, out, is_far(linear_packed_bytes(w.N, w.K, w.type))});
 }
 
 void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, const float* bias,

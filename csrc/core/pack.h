@@ -23,6 +23,11 @@ inline int64_t panels_per_task(int64_t K, int64_t rows) {
   return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, K * kPanelColumns * rows));
 }
 
+// Whether a weight is so large that it is read from memory, or from a cache that is nearly as far.
+constexpr bool is_far(int64_t weight_bytes) {
+  return weight_bytes > int64_t{20} << 20;
+}
+
 // One part of K: element k of the panel's column j is rows[j][k * stride]; a null row is all zeros.
 struct PackPart {
   const float* const* rows;  // [64]

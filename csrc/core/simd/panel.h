@@ -17,8 +17,8 @@ void panel_dot_of(const PanelDot& a, const char* words, const float* scales) {
   const int64_t words_x = (a.x.k + T::kValues - 1) / T::kValues;
   const int64_t words_h = (a.h.k + T::kValues - 1) / T::kValues;
   const Groups panel{words, (words_x + words_h) * kWordBytes, scales};
-  part_dot<T>(a.rows, panel, a.x, a.sums);
-  part_dot<T>(a.rows, after(panel, 0, words_x), a.h, a.sums);
+  part_dot<T>(a.rows, panel, a.x, a.far, a.sums);
+  part_dot<T>(a.rows, after(panel, 0, words_x), a.h, a.far, a.sums);
 }
 
 void panel_dot(const PanelDot& a) {
