@@ -175,7 +175,9 @@ def full(name: str) -> str:
 def _heading(precision: str, env: dict[str, Any], group: list[Cell]) -> str:
     isa = f", instruction set forced to {env['forced_isa']}" if env.get("forced_isa") else ""
     mean = _times(geometric_mean(cell.ratio for cell in group))
-    return f"**{precision}, {_threads(env)}{isa}**: geometric mean {mean}, {_losing(group)}"
+    text = f"**{precision}, {_threads(env)}{isa}**: geometric mean {mean}, {_losing(group)}"
+    at_limit = geometric_mean(math.nan if cell.limit is None else cell.ratio / cell.limit for cell in group)
+    return text if math.isnan(at_limit) else f"{text}; at the limit it would be {at_limit:.2f}x"
 
 
 def _rows(group: list[Cell]) -> list[str]:

@@ -95,6 +95,15 @@ def test_limit_is_the_slower_floor():
     assert int8.limit is None
 
 
+def test_caption_says_what_the_limit_would_give(monkeypatch):
+    samples = {"torch float32": [[200.0] * 3], "lrcn_fast float32": [[100.0] * 3]}
+    samples |= {"read float32": [[80.0] * 3], "multiply-add float32": [[50.0] * 3]}
+    monkeypatch.setattr(
+        speed, "runs", lambda file: [(Path("lstm-1.json"), report((1, samples)))] * (file == "lstm")
+    )
+    assert "geometric mean 2.00x, 0 of 1 below 1; at the limit it would be 2.50x" in speed.full("inference")
+
+
 def one_fast_one_slow():
     """Ours takes 10 ms; torch 40 in the first cell, 9 in the second."""
     cells = ((1, 4e4), (5, 9e3))
