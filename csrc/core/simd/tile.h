@@ -28,6 +28,11 @@ constexpr int min(int a, int b) {
   return a < b ? a : b;
 }
 
+// The groups of a tile of so many rows whose sums fit the registers.
+constexpr int groups_that_fit(int rows) {
+  return rows * kVecs * 4 <= kSums ? 4 : rows * kVecs * 2 <= kSums ? 2 : 1;
+}
+
 // Bytes to prefetch ahead where a panel streams past several rows: 15 to 25 % faster on weights larger than
 // the last-level cache (M=5, [4000, 2000] in float32, Zen 3), and no slower on smaller ones. 4 to 8 KB are
 // alike, 2 KB is up to 4 % slower when others use the memory too. One row waits for nothing but the loads,

@@ -26,9 +26,7 @@ inline Vec add_pairs(Vec sum, VecU a, VecU b) {
 struct BFloat16Tile {
   static constexpr int kValues = 2;
   static constexpr int kMaxRows = min(6, kSums / kVecs);
-  static constexpr int groups(int rows) {
-    return rows * kVecs * 4 <= kSums ? 4 : rows * kVecs * 2 <= kSums ? 2 : 1;
-  }
+  static constexpr int groups(int rows) { return groups_that_fit(rows); }
   static constexpr int64_t block(int groups) { return 768 / groups; }  // 24 KB, as in float32
 
   template <int R, int S, bool kAhead>

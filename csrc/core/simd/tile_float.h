@@ -29,9 +29,7 @@ struct FloatTile {
   static constexpr int kValues = Word<W>::kValues;
   // Unpacking bfloat16 takes the registers of a sixth row.
   static constexpr int kMaxRows = min(W == WeightType::kFloat32 ? 6 : 5, kSums / kVecs);
-  static constexpr int groups(int rows) {
-    return rows * kVecs * 4 <= kSums ? 4 : rows * kVecs * 2 <= kSums ? 2 : 1;
-  }
+  static constexpr int groups(int rows) { return groups_that_fit(rows); }
   // 24 KB in float32. 384 and its neighbours are alike; 128 and 1000 were 20 % slower on a Zen 3 core at 32
   // rows.
   static constexpr int64_t block(int groups) { return 384 / groups; }
