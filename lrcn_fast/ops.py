@@ -106,8 +106,9 @@ def lstm_bidirectional(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Run two LSTM recurrences, the second of them with ``reverse``, side by side where the device can.
 
-    Each result is what :func:`lstm` computes. On CUDA, forward, one kernel runs both where it has room for
-    both (the rule is in csrc/ops/cuda_plan.h). Everything else runs one after the other.
+    Each result is what :func:`lstm` computes, and so is each gradient. On CUDA one kernel runs both, and one
+    the backward pass of both, where it has room for both (the rule is in csrc/ops/cuda_plan.h). Everything
+    else runs one after the other.
 
     Args:
         xg: Input gates of both, as in :func:`lstm`. 2 of [T, B, 4H].
@@ -283,6 +284,26 @@ def _(
     return gates.new_empty(gates.shape), d_h0, gates.new_empty(c0.shape), d_p
 
 
+@torch.library.register_fake("lrcn_fast::lstm_bidirectional_backward")
+def _(
+    d_h: list[Tensor],
+    d_c: list[Tensor],
+    d_gates: list[Tensor],
+    w_hh: list[Tensor],
+    w_hr: list[Tensor],
+    gates: list[Tensor],
+    c0: list[Tensor],
+    c: list[Tensor],
+    lengths: Tensor | None,
+) -> tuple[Tensor, ...]:
+    outputs = []
+    for i in range(2):
+        d_h0 = gates[i].new_empty(c0[i].shape[0], w_hh[i].shape[1])
+        d_p = gates[i].new_empty(d_h[i].shape if w_hr else 0)
+        outputs.append((gates[i].new_empty(gates[i].shape), d_h0, gates[i].new_empty(c0[i].shape), d_p))
+    return tuple(t for pair in zip(*outputs, strict=True) for t in pair)
+
+
 # ---- gradients -------------------------------------------------------------------------------------------
 # h, c and the activated gates are all differentiable outputs of the forward op, so the backward op is a
 # function of tensors that autograd knows, and its own gradient (a plain PyTorch formula) composes.
@@ -316,22 +337,18 @@ def _lstm_backward(
     if not ctx.save_gates:
         raise RuntimeError("lstm: save_gates must be True where a gradient is needed, got False")
     saved, wanted = _Saved(*ctx.saved_tensors), ctx.needs_input_grad[1:3]
-    return *_gradients(saved, wanted, ctx.reverse, d_h, d_c, d_gates), None, None, None, None, None
+    found = _run_backward(saved, ctx.reverse, d_h, d_c, d_gates)
+    return *_gradients(saved, wanted, ctx.reverse, *found), None, None, None, None, None
 
 
-def _gradients(
-    saved: _Saved,
-    wanted: Sequence[bool],
-    reverse: bool,
-    d_h: Tensor | None,
-    d_c: Tensor | None,
-    d_gates: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Those of xg, w_hh, w_hr, h0 and c0 in one direction; of the weights where they are wanted."""
-    w_hh, w_hr, h0, c0, lengths, cont, h, c, gates = saved
-    d_xg, d_h0, d_c0, d_p = torch.ops.lrcn_fast.lstm_backward(
-        torch.zeros_like(h) if d_h is None else d_h.contiguous(),
-        torch.zeros_like(c) if d_c is None else d_c.contiguous(),
+def _run_backward(
+    saved: _Saved, reverse: bool, d_h: Tensor | None, d_c: Tensor | None, d_gates: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """d_xg, d_h0, d_c0 and d_p of one direction."""
+    w_hh, w_hr, _, c0, lengths, cont, h, c, gates = saved
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.lrcn_fast.lstm_backward(
+        _dense(d_h, h),
+        _dense(d_c, c),
         None if d_gates is None else d_gates.contiguous(),
         w_hh,
         w_hr,
@@ -342,6 +359,25 @@ def _gradients(
         cont,
         reverse,
     )
+    return found
+
+
+def _dense(grad: Tensor | None, output: Tensor) -> Tensor:
+    """The gradient of an output as a kernel reads it."""
+    return torch.zeros_like(output) if grad is None else grad.contiguous()
+
+
+def _gradients(
+    saved: _Saved,
+    wanted: Sequence[bool],
+    reverse: bool,
+    d_xg: Tensor,
+    d_h0: Tensor,
+    d_c0: Tensor,
+    d_p: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Those of xg, w_hh, w_hr, h0 and c0 in one direction; of the weights where they are wanted."""
+    _, w_hr, h0, _, lengths, cont, h, c, gates = saved
     d_w_hh = d_w_hr = None
     if wanted[0]:  # sum over t of d_xg[t]^T @ h[t-1]: one GEMM over all T*B rows
         h_prev = reference.previous(h, h0, lengths, cont, reverse)
@@ -364,15 +400,47 @@ def _bidirectional_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 def _bidirectional_backward(ctx: Any, *grads: Tensor | None) -> tuple[list[Tensor | None] | None, ...]:
     if not ctx.save_gates:
         raise RuntimeError("lstm: save_gates must be True where a gradient is needed, got False")
+    saved = [_Saved(*half) for half in _halves(ctx.saved_tensors)]
+    reached = [any(g is not None for g in grads[i::2]) for i in range(2)]
+    if all(reached):
+        both = _run_backward_of_both(saved, grads)
     found: list[tuple[Tensor | None, ...]] = []
     for i in range(2):
-        size = len(_Saved._fields)
-        saved = _Saved(*ctx.saved_tensors[i * size : (i + 1) * size])
+        if not reached[i]:
+            found.append((None,) * 5)
+            continue
+        run = both[i::2] if all(reached) else _run_backward(saved[i], i == 1, *grads[i::2])
         wanted = [bool(pair) and pair[i] for pair in ctx.needs_input_grad[1:3]]
-        reached = any(g is not None for g in grads[i::2])
-        found.append(_gradients(saved, wanted, i == 1, *grads[i::2]) if reached else (None,) * 5)
+        found.append(_gradients(saved[i], wanted, i == 1, *run))
     d_xg, d_w_hh, d_w_hr, d_h0, d_c0 = (list(pair) for pair in zip(*found, strict=True))
     return d_xg, d_w_hh, d_w_hr if ctx.needs_input_grad[2] else [], d_h0, d_c0, None, None
+
+
+def _halves(tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
+    """What was saved of one direction, and of the other."""
+    size = len(tensors) // 2
+    return tensors[:size], tensors[size:]
+
+
+def _run_backward_of_both(saved: Sequence[_Saved], grads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """d_xg of both directions, d_h0 of both, d_c0 and d_p."""
+    w_hh, w_hr, _, c0, (lengths, _), _, h, c, gates = (list(pair) for pair in zip(*saved, strict=True))
+    d_h, d_c, d_gates = (
+        [_dense(g, output) for g, output in zip(grads[i : i + 2], outputs, strict=True)]
+        for i, outputs in ((0, h), (2, c), (4, gates))
+    )
+    found: tuple[Tensor, ...] = torch.ops.lrcn_fast.lstm_bidirectional_backward(
+        d_h,
+        d_c,
+        [] if grads[4] is None and grads[5] is None else d_gates,
+        w_hh,
+        [] if w_hr[0] is None else w_hr,
+        gates,
+        c0,
+        c,
+        lengths,
+    )
+    return found
 
 
 def _lstm_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -383,18 +451,52 @@ def _lstm_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _lstm_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*second_derivative(reference.lstm_backward, ctx, grads), None)
+    needs = ctx.needs_input_grad
+    return (*second_derivative(reference.lstm_backward, ctx.saved_tensors, needs, ctx.reverse, grads), None)
+
+
+def _bidirectional_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *pairs, lengths = inputs
+    ctx.set_materialize_grads(False)
+    pairs = [*(pair or (None, None) for pair in pairs), (lengths, lengths), (None, None)]
+    ctx.save_for_backward(*(pair[i] for i in range(2) for pair in pairs))
+
+
+def _bidirectional_backward_backward(
+    ctx: Any, *grads: Tensor | None
+) -> tuple[list[Tensor | None] | None, ...]:
+    needs = ctx.needs_input_grad[:-1]
+    found = [
+        second_derivative(
+            reference.lstm_backward, saved, [bool(pair) and pair[i] for pair in needs], i == 1, grads[i::2]
+        )
+        for i, saved in enumerate(_halves(ctx.saved_tensors))
+    ]
+    pairs = [list(pair) for pair in zip(*found, strict=True)]
+    return *(pair if need else [] for pair, need in zip(pairs, needs, strict=False)), None
 
 
 def second_derivative(
-    formula: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Tensor | None]
+    formula: Callable[..., tuple[Tensor, ...]],
+    saved: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    reverse: bool,
+    grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients of a backward op's tensors, through the same function written in PyTorch."""
+    """Gradients of a backward op's tensors, through the same function written in PyTorch.
+
+    Args:
+        formula: The function, of the tensors and ``reverse``.
+        saved: The tensors.
+        needs: Which of them a gradient is needed of, from the first on.
+        reverse: The op's direction.
+        grads: Gradients of its outputs.
+    """
     # Views, so that a path from one argument to another outside this op is not counted again inside it.
     with torch.enable_grad():
-        arguments: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
-        outputs = formula(*arguments, reverse=ctx.reverse)
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad[: len(arguments)]) if need]
+        arguments: list[Any] = [None if t is None else t.view_as(t) for t in saved]
+        outputs = formula(*arguments, reverse=reverse)
+    wanted = [i for i, need in enumerate(needs[: len(arguments)]) if need]
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
     found: list[Tensor | None] = [None] * len(arguments)
     if pairs and wanted:
@@ -416,6 +518,11 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "lrcn_fast::lstm_backward", _lstm_backward_backward, setup_context=_lstm_backward_setup
+)
+torch.library.register_autograd(
+    "lrcn_fast::lstm_bidirectional_backward",
+    _bidirectional_backward_backward,
+    setup_context=_bidirectional_backward_setup,
 )
 
 

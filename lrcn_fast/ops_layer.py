@@ -179,7 +179,9 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*second_derivative(reference.lstm_layer_backward, ctx, grads), None, None)
+    needs, reverse = ctx.needs_input_grad, ctx.reverse
+    found = second_derivative(reference.lstm_layer_backward, ctx.saved_tensors, needs, reverse, grads)
+    return (*found, None, None)
 
 
 torch.library.register_autograd("lrcn_fast::lstm_layer", _backward, setup_context=_setup)

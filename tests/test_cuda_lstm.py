@@ -164,13 +164,30 @@ def test_both_directions(plan, T, B, H, lengths, dtype, monkeypatch):
     if plan == "cluster" and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("needs clusters")
     monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", plan)
-    pair = [inputs(T, B, H, dtype=dtype, seed=seed) for seed in (0, 1)]
+    pair = [inputs(T, B, H, dtype=dtype, seed=seed, requires_grad=True) for seed in (0, 1)]
     o = options(T, B, lengths=[(3 * b + T) % (T + 1) for b in range(B)] if lengths else None)
+
+    def backward(h, c):
+        monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", "step" if plan == "block" else plan)  # block has none
+        d = [torch.ones_like(t) for t in (*h, *c)]
+        return torch.autograd.grad((*h, *c), [t for x in pair for t in x.values()], d)
+
     h, c = ops.lstm_bidirectional(*([x[name] for x in pair] for name in pair[0]), lengths=o["lengths"])
+    grads = backward(h, c)
     for i, x in enumerate(pair):
-        h64, c64 = reference.lstm(**double(x), **o | {"reverse": i == 1})
+        x64 = double(x)
+        h64, c64 = reference.lstm(**x64, **o | {"reverse": i == 1})
         check(h[i], h64, "h")
         check(c[i], c64, "c")
+        expected = torch.autograd.grad(h64.sum() + c64.sum(), list(x64.values()))
+        for name, a, e in zip(x, grads[i * len(x) :], expected, strict=False):
+            check(a, e, f"d_{name}")
+
+    monkeypatch.setenv("LRCN_FAST_LSTM_PLAN", plan)
+    apart = [ops.lstm(**x, **o | {"reverse": i == 1}) for i, x in enumerate(pair)]
+    h_apart, c_apart = zip(*apart, strict=True)
+    for a, b in zip((*h, *c, *grads), (*h_apart, *c_apart, *backward(h_apart, c_apart)), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,42 @@ def test_errors(change, message):
         ops.lstm_bidirectional(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: 1}, r"lstm_bidirectional_backward: d_h must be 2 tensors, got 1"),
+        ({2: 1}, r"lstm_bidirectional_backward: d_gates must be 2 tensors or none, got 1"),
+        ({3: 0}, r"lstm_bidirectional_backward: w_hh must be 2 tensors, got 0"),
+        ({4: 1}, r"lstm_bidirectional_backward: w_hr must be 2 tensors or none, got 1"),
+        ({5: 0}, r"lstm_bidirectional_backward: gates must be 2 tensors, got 0"),
+        ({7: 1}, r"lstm_bidirectional_backward: c must be 2 tensors, got 1"),
+    ],
+    ids=["d_h", "d_gates", "w_hh", "w_hr", "gates", "c"],
+)
+def test_errors_of_the_backward_op(change, message):
+    xg, w_hh, h0, c0, w_hr = (list(t) for t in zip(*make_pair(4, 3, 5, P=2), strict=True))
+    outputs = torch.ops.lrcn_fast.lstm_bidirectional(xg, w_hh, w_hr, h0, c0, None, True)
+    h, c, gates = ([*outputs[i : i + 2]] for i in (0, 2, 4))
+    arguments = [h, c, [], w_hh, w_hr, gates, c0, c]
+    for at, count in change.items():
+        arguments[at] = (arguments[at] or gates)[:count]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.lrcn_fast.lstm_bidirectional_backward(*arguments, None)
+
+
+def test_both_directions_have_the_same_sizes_in_the_backward_op():
+    one, other = make_pair(4, 3, 5)[0], make_pair(3, 3, 5)[1]
+    runs = [
+        torch.ops.lrcn_fast.lstm(xg, w_hh, None, h0, c0, None, None, None, False, True)
+        for xg, w_hh, h0, c0 in (one, other)
+    ]
+    h, c, gates = (list(t) for t in zip(*runs, strict=True))
+    _, w_hh, _, c0 = (list(t) for t in zip(one, other, strict=True))
+    message = r"lstm_bidirectional_backward: c\[1\] must be \[T, B, H\] = \[4, 3, 5\], got \[3, 3, 5\]"
+    with pytest.raises(ValueError, match=message):
+        torch.ops.lrcn_fast.lstm_bidirectional_backward(h, c, [], w_hh, [], gates, c0, c, None)
+
+
 def test_both_project_or_neither():
     xg, w_hh, h0, c0, w_hr = zip(*make_pair(4, 3, 5, P=2), strict=True)
     with pytest.raises(ValueError, match="lstm_bidirectional: w_hr must be 2 tensors or none, got 1"):

@@ -25,8 +25,8 @@ def opcheck(name, *arguments, **tolerance):
 
 def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lrcn_fast::")}
-    names = ["lstm", "lstm_bidirectional", "lstm_backward", "lstm_layer", "lstm_layer_backward"]
-    names += ["lstm_pack", "linear", "linear_pack"]
+    names = ["lstm", "lstm_backward", "lstm_bidirectional", "lstm_bidirectional_backward"]
+    names += ["lstm_layer", "lstm_layer_backward", "lstm_pack", "linear", "linear_pack"]
     names += ["decode_pack", "decode_beam", "decode_sample"]
     assert registered == {f"lrcn_fast::{name}" for name in names}
     for name in names:
@@ -73,6 +73,19 @@ def test_lstm_backward(dtype, P):
         for d_gates in (None, torch.randn_like(gates)):
             tensors = [torch.randn_like(h), torch.randn_like(c), d_gates, w_hh, w_hr, gates, c0, c]
             opcheck("lstm_backward", *tensors, lengths, cont, False)
+
+
+@pytest.mark.parametrize("P", [None, 3])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_lstm_bidirectional_backward(dtype, P):
+    xg, w_hh, h0, c0, *w_hr = (list(t) for t in zip(*make_pair(3, 2, 5, dtype, P), strict=True))
+    w_hr = w_hr[0] if w_hr else []
+    for lengths in (None, torch.tensor([2, 3])):
+        outputs = native.lstm_bidirectional(xg, w_hh, w_hr, h0, c0, lengths, True)
+        h, c, gates = ([*outputs[i : i + 2]] for i in (0, 2, 4))
+        for d_gates in ([], [torch.randn_like(t) for t in gates]):
+            grads = [torch.randn_like(t) for t in h], [torch.randn_like(t) for t in c], d_gates
+            opcheck("lstm_bidirectional_backward", *grads, w_hh, w_hr, gates, c0, c, lengths)
 
 
 def layer_cases(dtype, P, **options):

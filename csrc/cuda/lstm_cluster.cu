@@ -285,7 +285,7 @@ template <typename T, int kPairs>
 void start(const LstmRows& rows, const LstmSequences& sequences, const Shape& shape, int64_t blocks,
            Stream stream) {
   const Grid grid{static_cast<unsigned>((rows.B + kRows - 1) / kRows * blocks),
-                  static_cast<unsigned>(sequences.directions)};
+                  static_cast<unsigned>(sequences.count)};
   const auto go = [&](auto kernel) {
     const unsigned threads = static_cast<unsigned>(shape.tiles * shape.parts * 32);
     launch(kernel, grid, threads, static_cast<unsigned>(blocks), bytes_of(shape), stream, rows, sequences,

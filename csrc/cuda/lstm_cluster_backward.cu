@@ -1,5 +1,5 @@
 // Persistent LSTM backward, 8 batch rows for each thread-block cluster: one launch runs all T steps, last to
-// first.
+// first. Along y there is one direction, or both; they share nothing.
 //
 //   d_h[t] = (gradient of the output h[t]) + d_z[later] W_hh        then one BackwardCell per (row, unit)
 //
@@ -63,7 +63,10 @@ int64_t bytes_of(const Shape& s) {
 
 template <typename T, int kPairs>
 __global__ void __launch_bounds__(kThreads, 1)
-    lstm_cluster_backward_kernel(LstmRows rows, LstmSequenceBackward args, Shape shape, int blocks) {
+    lstm_cluster_backward_kernel(LstmRows all_rows, const __grid_constant__ LstmSequencesBackward sequences,
+                                 Shape shape, int blocks) {
+  const LstmRows rows = rows_in(all_rows, block_index_y());
+  const LstmSequenceBackward& args = sequences.of[block_index_y()];
   auto* const full = reinterpret_cast<Mbarrier*>(shared_dynamic());
   unsigned char* const buffers = shared_dynamic() + 2 * sizeof(Mbarrier);
   float* const all_sums = reinterpret_cast<float*>(buffers + 2 * shape.d_bytes);
@@ -153,13 +156,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kPairs>
-void start(const LstmRows& rows, const LstmSequenceBackward& args, const Shape& shape, int64_t blocks,
+void start(const LstmRows& rows, const LstmSequencesBackward& sequences, const Shape& shape, int64_t blocks,
            Stream stream) {
-  const Grid grid{static_cast<unsigned>((rows.B + kRows - 1) / kRows * blocks)};
+  const Grid grid{static_cast<unsigned>((rows.B + kRows - 1) / kRows * blocks),
+                  static_cast<unsigned>(sequences.count)};
   const unsigned threads =
       static_cast<unsigned>(shape.tiles * 32 * std::max(shape.parts, kUnits * kRows / 32));
   launch(lstm_cluster_backward_kernel<T, kPairs>, grid, threads, static_cast<unsigned>(blocks),
-         bytes_of(shape), stream, rows, args, shape, static_cast<int>(blocks));
+         bytes_of(shape), stream, rows, sequences, shape, static_cast<int>(blocks));
 }
 
 }  // namespace
@@ -170,7 +174,7 @@ int64_t lstm_cluster_backward_bytes(Dtype dtype, int64_t H, int64_t blocks) {
   return bytes_of(shape_of(H, blocks));
 }
 
-void lstm_cluster_backward(const LstmRows& rows, const LstmSequenceBackward& args, int64_t blocks,
+void lstm_cluster_backward(const LstmRows& rows, const LstmSequencesBackward& sequences, int64_t blocks,
                            Stream stream) {
   if (rows.T == 0 || rows.B == 0 || rows.H == 0) return;
   if (lstm_cluster_backward_bytes(rows.dtype, rows.H, blocks) == 0)
@@ -179,10 +183,10 @@ void lstm_cluster_backward(const LstmRows& rows, const LstmSequenceBackward& arg
   const Shape shape = shape_of(rows.H, blocks);
   with_half_type("lstm_cluster_backward", rows.dtype, [&](auto type) {
     using T = decltype(type);
-    if (shape.pairs == 2) return start<T, 2>(rows, args, shape, blocks, stream);
+    if (shape.pairs == 2) return start<T, 2>(rows, sequences, shape, blocks, stream);
 #ifndef LRCN_SIMT  // the same with other numbers
-    if (shape.pairs == 4) return start<T, 4>(rows, args, shape, blocks, stream);
-    start<T, 8>(rows, args, shape, blocks, stream);
+    if (shape.pairs == 4) return start<T, 4>(rows, sequences, shape, blocks, stream);
+    start<T, 8>(rows, sequences, shape, blocks, stream);
 #endif
   });
 }

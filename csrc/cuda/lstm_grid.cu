@@ -186,7 +186,7 @@ void start(const LstmRows& rows, const LstmSequences& sequences, void* exchange,
            int64_t group_rows, Stream stream) {
   const auto go = [&](auto kernel) {
     launch(kernel, grid, kThreads, 1, sizeof(GridState<kTiles>), stream, rows, sequences,
-           static_cast<Vec16*>(exchange), group_rows, grid.y / static_cast<unsigned>(sequences.directions));
+           static_cast<Vec16*>(exchange), group_rows, grid.y / static_cast<unsigned>(sequences.count));
   };
   if (rows.H <= 256) return go(lstm_grid_kernel<T, 1, kTiles>);
 #ifndef LRCN_SIMT  // the emulator would take minutes for these, and to compile them
@@ -200,7 +200,7 @@ void start(const LstmRows& rows, const LstmSequences& sequences, void* exchange,
 
 void lstm_grid(const LstmRows& rows, const LstmSequences& sequences, void* exchange, int64_t groups,
                Stream stream) {
-  with_groups("lstm_grid", rows, groups, sequences.directions,
+  with_groups("lstm_grid", rows, groups, sequences.count,
               [&](auto type, int64_t group_rows, const Grid& grid) {
                 using T = decltype(type);
                 if (group_rows <= kTileRows)

@@ -1,4 +1,5 @@
-// Persistent LSTM backward over the whole grid: one launch runs all T steps, last to first.
+// Persistent LSTM backward over the whole grid: one launch runs all T steps, last to first, of one direction
+// or of both side by side. Blocks along y are groups of rows as in lstm_grid.cu; groups share nothing.
 //
 //   d_h[t] = (gradient of the output h[t]) + d_z[later] W_hh        then one cell per (row, unit):
 //   BackwardCell
@@ -33,13 +34,16 @@ struct BackwardState {
 // kProducers producers a warp, an even number: H <= 64 kProducers. kTiles tiles of 16 batch rows a group.
 template <typename T, int kProducers, int kTiles>
 __global__ void __launch_bounds__(kThreads, 1)
-    lstm_grid_backward_kernel(LstmRows rows, LstmSequenceBackward args, uint32_t* all_done,
-                              int64_t group_rows) {
+    lstm_grid_backward_kernel(LstmRows all_rows, const __grid_constant__ LstmSequencesBackward sequences,
+                              uint32_t* all_done, int64_t group_rows, unsigned groups) {
+  const unsigned direction = block_index_y() / groups;
+  const LstmRows rows = rows_in(all_rows, direction);
+  const LstmSequenceBackward& args = sequences.of[direction];
   auto& state = shared<BackwardState<kTiles>>();
   const int lane = lane_index(), warp = warp_index(), g = lane / 4, q = lane % 4;
   const int64_t H = rows.H;
   const int first_unit = block_index() * kUnits, blocks = grid_blocks(), first_producer = warp * kProducers;
-  const int64_t first_row = block_index_y() * group_rows;
+  const int64_t first_row = block_index_y() % groups * group_rows;
   const int count = static_cast<int>(rows.B - first_row < group_rows ? rows.B - first_row : group_rows);
   uint32_t* const done = all_done + block_index_y() * blocks;
 
@@ -107,10 +111,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kTiles>
-void start(const LstmRows& rows, const LstmSequenceBackward& args, uint32_t* done, const Grid& grid,
+void start(const LstmRows& rows, const LstmSequencesBackward& sequences, uint32_t* done, const Grid& grid,
            int64_t group_rows, Stream stream) {
   const auto go = [&](auto kernel) {
-    launch(kernel, grid, kThreads, 1, 0, stream, rows, args, done, group_rows);
+    launch(kernel, grid, kThreads, 1, 0, stream, rows, sequences, done, group_rows,
+           grid.y / static_cast<unsigned>(sequences.count));
   };
   if (rows.H <= 256) return go(lstm_grid_backward_kernel<T, 4, kTiles>);
 #ifndef LRCN_SIMT  // the emulator would take minutes for these, and to compile them
@@ -122,16 +127,18 @@ void start(const LstmRows& rows, const LstmSequenceBackward& args, uint32_t* don
 
 }  // namespace
 
-void lstm_grid_backward(const LstmRows& rows, const LstmSequenceBackward& args, uint32_t* done,
+void lstm_grid_backward(const LstmRows& rows, const LstmSequencesBackward& sequences, uint32_t* done,
                         int64_t groups, Stream stream) {
   if (rows.H % kUnits != 0)
     throw std::invalid_argument("lstm_grid_backward: H must be a multiple of 8, got " +
                                 std::to_string(rows.H));
-  with_groups("lstm_grid_backward", rows, groups, 1, [&](auto type, int64_t group_rows, const Grid& grid) {
-    using T = decltype(type);
-    if (group_rows <= kTileRows) return start<T, 1>(rows, args, done, grid, group_rows, stream);
-    start<T, kLstmGridRows / kTileRows>(rows, args, done, grid, group_rows, stream);
-  });
+  with_groups("lstm_grid_backward", rows, groups, sequences.count,
+              [&](auto type, int64_t group_rows, const Grid& grid) {
+                using T = decltype(type);
+                if (group_rows <= kTileRows)
+                  return start<T, 1>(rows, sequences, done, grid, group_rows, stream);
+                start<T, kLstmGridRows / kTileRows>(rows, sequences, done, grid, group_rows, stream);
+              });
 }
 
 }  // namespace lrcn::cuda

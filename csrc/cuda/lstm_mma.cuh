@@ -57,7 +57,7 @@ struct GateWeights {
   }
 };
 
-// The rows as one direction of LstmSequences goes through them.
+// The rows as one of LstmDirections goes through them.
 LRCN_DEVICE LstmRows rows_in(LstmRows rows, unsigned direction) {
   if (direction == 1) rows.reverse = !rows.reverse;
   return rows;

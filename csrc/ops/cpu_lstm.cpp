@@ -92,10 +92,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bidirectional_cp
     const std::vector<Tensor>& xg, const std::vector<Tensor>& w_hh, const std::vector<Tensor>& w_hr,
     const std::vector<Tensor>& h0, const std::vector<Tensor>& c0, const MaybeTensor& lengths,
     bool save_gates) {
-  const LstmSizes n = check_lstm_bidirectional(xg, w_hh, w_hr, h0, c0, lengths);
+  check_lstm_bidirectional(xg, w_hh, w_hr, h0, c0, lengths);
   const auto run = [&](size_t i) {
-    return lstm_cpu(xg[i], w_hh[i], n.projects ? MaybeTensor(w_hr[i]) : std::nullopt, h0[i], c0[i], lengths,
-                    std::nullopt, std::nullopt, i == 1, save_gates);
+    return lstm_cpu(xg[i], w_hh[i], one_of(w_hr, i), h0[i], c0[i], lengths, std::nullopt, std::nullopt,
+                    i == 1, save_gates);
   };
   auto [h, c, gates] = run(0);
   auto [h_reverse, c_reverse, gates_reverse] = run(1);
@@ -153,6 +153,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward_cpu(const Tensor& d_h, 
   return {d_xg, d_h0, d_c0, d_p};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bidirectional_backward_cpu(
+    const std::vector<Tensor>& d_h, const std::vector<Tensor>& d_c, const std::vector<Tensor>& d_gates,
+    const std::vector<Tensor>& w_hh, const std::vector<Tensor>& w_hr, const std::vector<Tensor>& gates,
+    const std::vector<Tensor>& c0, const std::vector<Tensor>& c, const MaybeTensor& lengths) {
+  check_lstm_bidirectional_backward(d_h, d_c, d_gates, w_hh, w_hr, gates, c0, c, lengths);
+  const auto run = [&](size_t i) {
+    return lstm_backward_cpu(d_h[i], d_c[i], one_of(d_gates, i), w_hh[i], one_of(w_hr, i), gates[i], c0[i],
+                             c[i], lengths, std::nullopt, i == 1);
+  };
+  auto [d_xg, d_h0, d_c0, d_p] = run(0);
+  auto [d_xg_reverse, d_h0_reverse, d_c0_reverse, d_p_reverse] = run(1);
+  return {d_xg, d_xg_reverse, d_h0, d_h0_reverse, d_c0, d_c0_reverse, d_p, d_p_reverse};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lrcn_fast, CPU, m) {
@@ -160,6 +174,7 @@ STABLE_TORCH_LIBRARY_IMPL(lrcn_fast, CPU, m) {
   m.impl("lstm", TORCH_BOX(&lstm_cpu));
   m.impl("lstm_bidirectional", TORCH_BOX(&lstm_bidirectional_cpu));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward_cpu));
+  m.impl("lstm_bidirectional_backward", TORCH_BOX(&lstm_bidirectional_backward_cpu));
 }
 
 }  // namespace lrcn::ops

@@ -65,24 +65,31 @@ inline LstmSizes check_lstm(const Tensor& xg, const Tensor& w_hh, const MaybeTen
   return n;
 }
 
+// One of two tensors, or nothing if there are none.
+inline MaybeTensor one_of(const std::vector<Tensor>& pair, size_t i) {
+  return pair.empty() ? std::nullopt : MaybeTensor(pair[i]);
+}
+inline void check_two(const char* argument, const std::vector<Tensor>& pair, bool optional = false) {
+  LRCN_CHECK(pair.size() == 2 || (optional && pair.empty()), argument, " must be 2 tensors",
+             optional ? " or none" : "", ", got ", pair.size());
+}
+inline void check_same_projection(const char* op, const LstmSizes& one, const LstmSizes& other) {
+  LRCN_CHECK(other.P == one.P, op, ": P must be the same in both, got ", one.P, " and ", other.P);
+}
+
 // The sizes that both directions of lstm_bidirectional have; of w_hr there may be none.
 inline LstmSizes check_lstm_bidirectional(const std::vector<Tensor>& xg, const std::vector<Tensor>& w_hh,
                                           const std::vector<Tensor>& w_hr, const std::vector<Tensor>& h0,
                                           const std::vector<Tensor>& c0, const MaybeTensor& lengths) {
-  const auto two = [](const char* name, size_t count, const char* what) {
-    LRCN_CHECK(count == 2, "lstm_bidirectional: ", name, " must be ", what, ", got ", count);
-  };
-  two("xg", xg.size(), "2 tensors"), two("w_hh", w_hh.size(), "2 tensors");
-  if (!w_hr.empty()) two("w_hr", w_hr.size(), "2 tensors or none");
-  two("h0", h0.size(), "2 tensors"), two("c0", c0.size(), "2 tensors");
+  check_two("lstm_bidirectional: xg", xg), check_two("lstm_bidirectional: w_hh", w_hh);
+  check_two("lstm_bidirectional: w_hr", w_hr, true);
+  check_two("lstm_bidirectional: h0", h0), check_two("lstm_bidirectional: c0", c0);
   LstmSizes sizes[2];
   for (size_t i = 0; i < 2; ++i)
-    sizes[i] = check_lstm(xg[i], w_hh[i], w_hr.empty() ? std::nullopt : MaybeTensor(w_hr[i]), h0[i], c0[i],
-                          lengths, std::nullopt);
+    sizes[i] = check_lstm(xg[i], w_hh[i], one_of(w_hr, i), h0[i], c0[i], lengths, std::nullopt);
   check("lstm_bidirectional: xg[1]", xg[1], "[T, B, 4H]", {sizes[0].T, sizes[0].B, 4 * sizes[0].H}, "xg[0]",
         xg[0]);
-  LRCN_CHECK(sizes[1].P == sizes[0].P, "lstm_bidirectional: P must be the same in both, got ", sizes[0].P,
-             " and ", sizes[1].P);
+  check_same_projection("lstm_bidirectional", sizes[0], sizes[1]);
   return sizes[0];
 }
 
@@ -103,6 +110,26 @@ inline LstmSizes check_lstm_backward(const Tensor& d_h, const Tensor& d_c, const
   if (d_gates.has_value())
     check("lstm_backward: d_gates", *d_gates, "[T, B, 4H]", {n.T, n.B, 4 * n.H}, "c", c);
   return n;
+}
+
+// The same for the backward pass; of d_gates there may be none either.
+inline LstmSizes check_lstm_bidirectional_backward(
+    const std::vector<Tensor>& d_h, const std::vector<Tensor>& d_c, const std::vector<Tensor>& d_gates,
+    const std::vector<Tensor>& w_hh, const std::vector<Tensor>& w_hr, const std::vector<Tensor>& gates,
+    const std::vector<Tensor>& c0, const std::vector<Tensor>& c, const MaybeTensor& lengths) {
+  const char* const op = "lstm_bidirectional_backward";
+  const auto name = [&](const char* argument) { return std::string(op) + ": " + argument; };
+  check_two(name("d_h").c_str(), d_h), check_two(name("d_c").c_str(), d_c);
+  check_two(name("d_gates").c_str(), d_gates, true), check_two(name("w_hh").c_str(), w_hh);
+  check_two(name("w_hr").c_str(), w_hr, true), check_two(name("gates").c_str(), gates);
+  check_two(name("c0").c_str(), c0), check_two(name("c").c_str(), c);
+  LstmSizes sizes[2];
+  for (size_t i = 0; i < 2; ++i)
+    sizes[i] = check_lstm_backward(d_h[i], d_c[i], one_of(d_gates, i), w_hh[i], one_of(w_hr, i), gates[i],
+                                   c0[i], c[i], lengths, std::nullopt);
+  check(name("c[1]").c_str(), c[1], "[T, B, H]", {sizes[0].T, sizes[0].B, sizes[0].H}, "c[0]", c[0]);
+  check_same_projection(op, sizes[0], sizes[1]);
+  return sizes[0];
 }
 
 }  // namespace lrcn::ops

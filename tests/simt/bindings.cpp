@@ -68,10 +68,16 @@ SIMT_API const char* lstm_grid_backward(int64_t T, int64_t B, int64_t H, const i
                                         const uint8_t* cont, int64_t reverse, int64_t dtype, const void* d_h,
                                         const void* d_c, const void* d_gates, const void* w_hh,
                                         const void* gates, const void* c, const void* c0, void* d_xg,
-                                        void* d_first, void* d_c0, uint32_t* done, int64_t groups) {
+                                        void* d_first, void* d_c0, const void* d_h2, const void* d_c2,
+                                        const void* d_gates2, const void* w_hh2, const void* gates2,
+                                        const void* c2, const void* c02, void* d_xg2, void* d_first2,
+                                        void* d_c02, uint32_t* done, int64_t groups) {
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
-  const LstmSequenceBackward sequence{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0};
-  return guarded([&] { lstm_grid_backward(rows, sequence, done, groups, nullptr); });
+  const LstmSequencesBackward sequences{
+      d_h2 == nullptr ? 1 : 2,
+      {{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0},
+       {d_h2, d_c2, d_gates2, w_hh2, gates2, c2, c02, d_xg2, d_first2, d_c02}}};
+  return guarded([&] { lstm_grid_backward(rows, sequences, done, groups, nullptr); });
 }
 SIMT_API const char* lstm_cluster(int64_t T, int64_t B, int64_t H, const int64_t* lengths,
                                   const uint8_t* cont, int64_t reverse, int64_t dtype, const void* xg,
@@ -88,10 +94,16 @@ SIMT_API const char* lstm_cluster_backward(int64_t T, int64_t B, int64_t H, cons
                                            const uint8_t* cont, int64_t reverse, int64_t dtype,
                                            const void* d_h, const void* d_c, const void* d_gates,
                                            const void* w_hh, const void* gates, const void* c, const void* c0,
-                                           void* d_xg, void* d_first, void* d_c0, int64_t blocks) {
+                                           void* d_xg, void* d_first, void* d_c0, const void* d_h2,
+                                           const void* d_c2, const void* d_gates2, const void* w_hh2,
+                                           const void* gates2, const void* c2, const void* c02, void* d_xg2,
+                                           void* d_first2, void* d_c02, int64_t blocks) {
   const LstmRows rows{T, B, H, lengths, cont, reverse != 0, static_cast<Dtype>(dtype)};
-  const LstmSequenceBackward sequence{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0};
-  return guarded([&] { lstm_cluster_backward(rows, sequence, blocks, nullptr); });
+  const LstmSequencesBackward sequences{
+      d_h2 == nullptr ? 1 : 2,
+      {{d_h, d_c, d_gates, w_hh, gates, c, c0, d_xg, d_first, d_c0},
+       {d_h2, d_c2, d_gates2, w_hh2, gates2, c2, c02, d_xg2, d_first2, d_c02}}};
+  return guarded([&] { lstm_cluster_backward(rows, sequences, blocks, nullptr); });
 }
 // What the plans may ask for, without a GPU.
 SIMT_API int64_t lstm_cluster_room(int64_t dtype, int64_t H, int64_t blocks, int64_t backward) {

@@ -68,7 +68,7 @@ class Lstm:
     d_gates: bool = True  # they have a gradient of their own
     groups: int = 0  # of blocks, for the plan "grid"
     blocks: int = 0  # of a cluster, for the plans "block" (1) and "cluster"; 0 in both: the plan "step"
-    both: bool = False  # another call, in the other direction, beside it; forward only
+    both: bool = False  # another call, in the other direction, beside it
     seed: int = 0
 
     def __str__(self):
@@ -88,6 +88,11 @@ class Lstm:
         one = dataclasses.replace(self, both=False)
         other = dataclasses.replace(one, reverse=not self.reverse, seed=self.seed + 1)
         return [one, other] if self.both else [self]
+
+    def runs_backward_at_once(self):
+        """Is there a kernel for all steps of its backward pass?"""
+        clusters = self.blocks > 1 and self.dtype in ("float16", "bfloat16")
+        return bool(self.gates and (self.groups or clusters))
 
     def inputs(self):
         """Everything the op is given, as stored."""
@@ -164,30 +169,57 @@ def reference(case, x):
     return {k: a.detach().numpy() for k, a in out.items()}
 
 
+def call_persistent(library, launcher, case, inputs, tensors, plan, schedule):
+    """Launch one direction or both. tensors: what each of them has of its own, in the launcher's order."""
+    rows = {name: inputs[0][name] for name in ("lengths", "cont")}
+    rows = dict(T=case.T, B=case.B, H=case.H, **rows, reverse=case.reverse, dtype=CODE[case.dtype])
+    second = dict.fromkeys(tensors[0]) if len(tensors) == 1 else tensors[1]
+    arguments = tensors[0] | {f"{name}2": array for name, array in second.items()}
+    numbers = {k: int(v) for k, v in (rows | plan).items() if isinstance(v, int)}
+    library.call(launcher, **rows, **arguments, **plan, **schedule,
+                 shown=numbers | {"directions": len(tensors)})  # fmt: skip
+
+
 def run_persistent(library, case, inputs, **schedule):
     """All steps in one launch, of one direction or of both: inputs and results are lists."""
     T, B, H = case.T, case.B, case.H
-    rows = dict(T=T, B=B, H=H, lengths=inputs[0]["lengths"], cont=inputs[0]["cont"], reverse=case.reverse)
-    results, arguments = [], {}
-    for suffix, x in zip(("", "2"), [*inputs, None][:2], strict=True):
-        names = ("xg", "w_hh", "c0", "z_first", "h", "c", "gates")
-        given = dict.fromkeys(names)
-        if x is not None:
-            out = {"h": blank((T, B, H), case.dtype), "c": blank((T, B, H), case.dtype)}
-            out["gates"] = blank((T, B, 4 * H), case.dtype) if case.gates else None
-            results.append(out)
-            given |= {name: x[name] for name in ("xg", "w_hh", "c0")} | out
-            product = value(x["h0"], case.dtype) @ value(x["w_hh"], case.dtype).T
-            given["z_first"] = product.astype(state_type(case.dtype))
-        arguments |= {name + suffix: given[name] for name in names}
+    results, tensors = [], []
+    for x in inputs:
+        out = {"h": blank((T, B, H), case.dtype), "c": blank((T, B, H), case.dtype)}
+        out["gates"] = blank((T, B, 4 * H), case.dtype) if case.gates else None
+        results.append(out)
+        z_first = value(x["h0"], case.dtype) @ value(x["w_hh"], case.dtype).T
+        given = {name: x[name] for name in ("xg", "w_hh", "c0")}
+        tensors.append(given | {"z_first": z_first.astype(state_type(case.dtype))} | out)
     if case.groups:
         exchange = aligned((len(inputs), 2, B, (H + 7) // 8, 8), np.uint16)
-        name, plan = "lstm_grid", dict(exchange=exchange, groups=case.groups)
+        launcher, plan = "lstm_grid", dict(exchange=exchange, groups=case.groups)
     else:
-        name, plan = "lstm_cluster", dict(blocks=case.blocks)
-    numbers = {k: int(v) for k, v in (rows | plan).items() if isinstance(v, int)}
-    library.call(name, **rows, dtype=CODE[case.dtype], **arguments, **plan, **schedule,
-                 shown=numbers | {"dtype": CODE[case.dtype], "directions": len(inputs)})  # fmt: skip
+        launcher, plan = "lstm_cluster", dict(blocks=case.blocks)
+    call_persistent(library, launcher, case, inputs, tensors, plan, schedule)
+    return results
+
+
+def run_persistent_backward(library, case, inputs, forward, **schedule):
+    """The backward pass in the same way, from the results of the forward pass."""
+    T, B, H = case.T, case.B, case.H
+    results, tensors = [], []
+    for x, saved in zip(inputs, forward, strict=True):
+        d_xg = aligned((T, B, 4 * H), np.uint16 if case.dtype == "bfloat16" else case.dtype)
+        d_xg[...] = blank((), case.dtype)
+        results.append({"d_xg": d_xg, "d_c0": blank((B, H), case.dtype)})
+        d_first = first_gradient(case)
+        given = {name: x[name] for name in ("d_h", "d_c", "d_gates", "w_hh")}
+        given |= dict(gates=saved["gates"], c=saved["c"], c0=x["c0"])
+        tensors.append(given | dict(d_xg=d_xg, d_first=d_first, d_c0=results[-1]["d_c0"]))
+    if case.groups:
+        done = np.zeros((len(inputs), case.groups, H // 8), np.uint32)
+        launcher, plan = "lstm_grid_backward", dict(done=done, groups=case.groups)
+    else:
+        launcher, plan = "lstm_cluster_backward", dict(blocks=case.blocks)
+    call_persistent(library, launcher, case, inputs, tensors, plan, schedule)
+    for one, x, out, given in zip(case.directions(), inputs, results, tensors, strict=True):
+        out["d_h0"] = initial_gradient(one, x, out["d_xg"], given["d_first"])
     return results
 
 
@@ -223,30 +255,31 @@ def run_lstm(library, case, x, **schedule):
     return out
 
 
+def first_gradient(case):
+    """Room for the gradient of each row's first step, where rows differ in it."""
+    masked = case.cont or case.lengths is not None
+    return blank((case.B, 4 * case.H), case.dtype) if masked else None
+
+
+def initial_gradient(case, x, d_xg, d_first):
+    """That of h0."""
+    last = d_xg[-1 if case.reverse else 0] if d_first is None else d_first
+    return stored(value(last, case.dtype) @ value(x["w_hh"], case.dtype), case.dtype)
+
+
 def run_lstm_backward(library, case, x, forward, **schedule):
+    if case.runs_backward_at_once():
+        return run_persistent_backward(library, case, [x], [forward], **schedule)[0]
     T, B, H, P, dtype = case.T, case.B, case.H, case.P or case.H, case.dtype
     wide = state_type(dtype)
     rows = dict(T=T, B=B, H=H, lengths=x["lengths"], cont=x["cont"], reverse=case.reverse, dtype=CODE[dtype])
-    d_xg = aligned((T, B, 4 * H), np.uint16 if dtype == "bfloat16" else dtype)
-    d_xg[...] = blank((), dtype)
-    out = {"d_xg": d_xg, "d_c0": blank((B, H), dtype)}
-    d_first = blank((B, 4 * H), dtype) if case.cont or case.lengths is not None else None
+    out = {"d_xg": blank((T, B, 4 * H), dtype), "d_c0": blank((B, H), dtype)}
+    d_first = first_gradient(case)
     recurrent, carry = np.full((B, P), np.nan, wide), np.full((B, H), np.nan, wide)
     d_unprojected = np.full((B, H), np.nan, wide)
     if case.P:
         out["d_p"] = blank((T, B, P), dtype)
-    order = range(T) if case.reverse else range(T - 1, -1, -1)
-    clusters = case.blocks > 1 and dtype in ("float16", "bfloat16")
-    if case.groups or clusters:
-        arrays = dict(d_h=x["d_h"], d_c=x["d_c"], d_gates=x["d_gates"], w_hh=x["w_hh"])
-        arrays |= dict(gates=forward["gates"], c=forward["c"], c0=x["c0"])
-        arrays |= dict(d_xg=d_xg, d_first=d_first, d_c0=out["d_c0"])
-        if clusters:
-            library.call("lstm_cluster_backward", **rows, **arrays, blocks=case.blocks, **schedule)
-        else:
-            done = np.zeros((case.groups, H // 8), np.uint32)
-            library.call("lstm_grid_backward", **rows, **arrays, done=done, groups=case.groups, **schedule)
-    for t in order if not (case.groups or clusters) else ():
+    for t in range(T) if case.reverse else range(T - 1, -1, -1):
         if case.P:
             arrays = dict(d_h=x["d_h"], recurrent=recurrent, d_p=out["d_p"])
             library.call("lstm_projection_backward", **rows, **arrays, P=P, t=t, **schedule)
@@ -257,8 +290,7 @@ def run_lstm_backward(library, case, x, forward, **schedule):
         arrays |= dict(d_xg=out["d_xg"], d_first=d_first, d_c0=out["d_c0"])
         library.call("lstm_cell_backward", **rows, **arrays, t=t, **schedule)
         recurrent[:] = value(out["d_xg"][t], dtype) @ value(x["w_hh"], dtype)
-    last = out["d_xg"][order[-1]] if d_first is None else d_first
-    out["d_h0"] = stored(value(last, dtype) @ value(x["w_hh"], dtype), dtype)
+    out["d_h0"] = initial_gradient(case, x, out["d_xg"], d_first)
     return out
 
 
@@ -283,22 +315,49 @@ def compare(actual, expected, case):
 _expected = {}
 
 
-def check_lstm(library, case, **schedule):
-    """Forward and backward of one call on one schedule."""
+def expectation(case):
+    """Inputs and expected results of each direction."""
     for one in case.directions():
         if one not in _expected:
             x = one.inputs() | {"cont": case.inputs()["cont"]}  # which both directions share
             _expected[one] = x, reference(one, x)
+    return zip(*(_expected[one] for one in case.directions()), strict=True)
+
+
+def run_both(library, case, inputs, **schedule):
+    """Both directions side by side: the results of each, and of its backward pass where both share one."""
+    results = run_persistent(library, case, inputs, **schedule)
+    if case.runs_backward_at_once():
+        gradients = run_persistent_backward(library, case, inputs, results, **schedule)
+        results = [out | grads for out, grads in zip(results, gradients, strict=True)]
+    return results
+
+
+def check_lstm(library, case, **schedule):
+    """Forward and backward of one call on one schedule."""
+    inputs, expected = expectation(case)
     if case.both:
-        inputs, expected = zip(*(_expected[one] for one in case.directions()), strict=True)
-        results = run_persistent(library, case, inputs, **schedule)
+        results = run_both(library, case, inputs, **schedule)
         return max(compare(a, e, case) for a, e in zip(results, expected, strict=True))
-    x, expected = _expected[case]
-    forward = run_lstm(library, case, x, **schedule)
-    worst = compare(forward, expected, case)
+    forward = run_lstm(library, case, inputs[0], **schedule)
+    worst = compare(forward, expected[0], case)
     if case.gates:
-        worst = max(worst, compare(run_lstm_backward(library, case, x, forward, **schedule), expected, case))
+        gradients = run_lstm_backward(library, case, inputs[0], forward, **schedule)
+        worst = max(worst, compare(gradients, expected[0], case))
     return worst
+
+
+def check_apart(library, case, **schedule):
+    """Both directions side by side: bit for bit what each gives alone, on another schedule."""
+    inputs, _ = expectation(case)
+    together = run_both(library, case, inputs, **schedule)
+    for one, x, results in zip(case.directions(), inputs, together, strict=True):
+        alone = run_lstm(library, one, x)
+        if case.runs_backward_at_once():
+            alone |= run_lstm_backward(library, one, x, alone)
+        assert alone.keys() == results.keys()
+        for name, array in results.items():
+            assert array is None or array.tobytes() == alone[name].tobytes(), f"{case}: {name}"
 
 
 def check_nan(library, **schedule):

@@ -122,6 +122,15 @@ LSTM_MUTATIONS = [
         ("rows past the last", "exists && has_high ?", "exists ?", "out of bounds|race"),
         ("reset lets d_h through", "    if (cell.next_keeps)\n", "    if (cell.has_next)\n", "wrong numbers|nobody has written"),
         ("operand rows swapped", "{low.word[2 * s], high.word[2 * s],", "{high.word[2 * s], low.word[2 * s],", "wrong numbers"),
+        ("tensors of the first direction", "sequences.of[direction];", "sequences.of[0];", "wrong numbers|race|nobody has written"),
+        ("directions take turns", "direction = block_index_y() / groups;", "direction = block_index_y() % groups;", "wrong numbers|race|out of bounds|stall"),
+        ("rows past those of a group", "block_index_y() % groups * group_rows", "block_index_y() * group_rows", "wrong numbers|race|out of bounds"),
+        ("one done for both", "all_done + block_index_y() * blocks", "all_done + block_index_y() % groups * blocks", "wrong numbers|race|stall"),
+    ),
+    *_bugs(
+        "lstm_grid_backward_kernel", "lstm_mma.cuh",
+        ("both directions alike", "if (direction == 1) rows.reverse", "if (direction == 2) rows.reverse", "wrong numbers"),
+        unit="lstm_grid_backward.cu",
     ),
     *_bugs(
         "lstm_cluster_kernel", "lstm_cluster.cu",
@@ -150,7 +159,7 @@ LSTM_MUTATIONS = [
         ("c of the padding", "active ? cell[r] : 0.0f);", "cell[r]);", "wrong numbers"),
         ("tensors of the first direction", "sequences.of[block_index_y()];", "sequences.of[0];", "wrong numbers|race|nobody has written"),
         ("both directions alike", "rows_in(all_rows, block_index_y());", "rows_in(all_rows, 0);", "wrong numbers"),
-        ("second direction not launched", "static_cast<unsigned>(sequences.directions)};", "1u};", "wrong numbers"),
+        ("second direction not launched", "static_cast<unsigned>(sequences.count)};", "1u};", "wrong numbers"),
     ),
     *_bugs(
         "lstm_cluster_backward_kernel", "lstm_cluster_backward.cu",
@@ -171,6 +180,9 @@ LSTM_MUTATIONS = [
         ("a part left out", "for (int p = 0; p < shape.parts; ++p) recurrent", "for (int p = 1; p < shape.parts; ++p) recurrent", "wrong numbers"),
         ("reset lets d_h through", "    if (cell.next_keeps)\n", "    if (cell.has_next)\n", "wrong numbers|nobody has written"),
         ("gates of a word swapped", "(odd ? 2 : 0);", "(odd ? 0 : 2);", "wrong numbers"),
+        ("tensors of the first direction", "sequences.of[block_index_y()];", "sequences.of[0];", "wrong numbers|race|nobody has written"),
+        ("both directions alike", "rows_in(all_rows, block_index_y());", "rows_in(all_rows, 0);", "wrong numbers"),
+        ("second direction not launched", "static_cast<unsigned>(sequences.count)};", "1u};", "wrong numbers"),
     ),
     *_bugs(
         "lstm_cluster_backward_kernel", "lstm_mma.cuh",

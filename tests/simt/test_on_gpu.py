@@ -39,6 +39,13 @@ def test_lstm(library, case):
     cases.check_lstm(library, case)
 
 
+@pytest.mark.parametrize("case", [case for case in ALL if case.both], ids=str)
+def test_directions_side_by_side_change_no_bit(library, case):
+    if case.blocks > 1 and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs clusters")
+    cases.check_apart(library, case)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_decode(library, case):
     decode_cases.check_decode(library, case, fresh=True)
