@@ -78,8 +78,6 @@ def lstm(
             "lstm: packed must be None where a gradient is needed, got a packed weight; "
             "use torch.no_grad(), or leave packed out"
         )
-    if cont is not None and cont.dtype not in (torch.bool, torch.uint8):
-        cont = cont != 0
     h, c, _ = torch.ops.lrcn_fast.lstm(
         xg.contiguous(),
         w_hh.contiguous(),
@@ -87,12 +85,17 @@ def lstm(
         h0.contiguous(),
         c0.contiguous(),
         None if lengths is None else lengths.contiguous(),
-        None if cont is None else cont.contiguous(),
+        None if cont is None else cont_bytes(cont),
         packed,
         reverse,
         save_gates,
     )
     return h, c
+
+
+def cont_bytes(cont: Tensor) -> Tensor:
+    """Return markers of any dtype as the operators take them: bool or uint8, contiguous."""
+    return (cont if cont.dtype in (torch.bool, torch.uint8) else cont != 0).contiguous()
 
 
 def lstm_bidirectional(

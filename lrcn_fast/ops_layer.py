@@ -1,19 +1,21 @@
-"""One direction of one LSTM layer on the CPU, input projection and all gradients included, as one operator.
+"""LSTM layers on the CPU as one operator: one with all its gradients, and for inference all of them.
 
 Notation used for shapes:
     T  time steps    B  batch    I  input size    H  hidden size    P  size of h: H, or the projection's
     N  steps of all sequences together, the rows of a PackedSequence
+    L  layers    D  directions
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrcn_fast import reference
-from lrcn_fast.ops import second_derivative
+from lrcn_fast.ops import cont_bytes, second_derivative
 
-__all__ = ["lstm_layer"]
+__all__ = ["lstm_layer", "lstm_packed"]
 
 
 def lstm_layer(
@@ -29,7 +31,6 @@ def lstm_layer(
     batch_sizes: Tensor | None = None,
     cont: Tensor | None = None,
     reverse: bool = False,
-    packed: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run ``ops.lstm(F.linear(x, w_ih, bias), w_hh, h0, c0, ...)`` in one call, on the CPU.
 
@@ -49,7 +50,6 @@ def lstm_layer(
             a step t. Not together with lengths or cont. [T] int64.
         cont: As in :func:`lrcn_fast.ops.lstm`. [T, B].
         reverse: Run from each row's own last step to step 0.
-        packed: ``(linear_pack(w_ih), lstm_pack(w_hh, w_hr))`` for inference, read in place of the weights.
 
     Returns:
         A tuple:
@@ -60,17 +60,11 @@ def lstm_layer(
     Dtypes and derivatives are those of :func:`lrcn_fast.ops.lstm`.
 
     Raises:
-        ValueError: If a shape, dtype, device or length is wrong, or ``packed`` is given where a gradient is
-            needed.
+        ValueError: If a shape, dtype, device or length is wrong.
     """
     save_gates = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, w_ih, w_hh, bias, w_hr, h0, c0)
     )
-    if save_gates and packed is not None:
-        raise ValueError("lstm_layer: packed must be None where a gradient is needed, got packed weights")
-    if cont is not None and cont.dtype not in (torch.bool, torch.uint8):
-        cont = cont != 0
-    packed_ih, packed_hh = (None, None) if packed is None else packed
     h, c, _ = torch.ops.lrcn_fast.lstm_layer.default(
         x.contiguous(),
         w_ih.contiguous(),
@@ -81,13 +75,69 @@ def lstm_layer(
         c0.contiguous(),
         None if lengths is None else lengths.contiguous(),
         None if batch_sizes is None else batch_sizes.contiguous(),
-        None if cont is None else cont.contiguous(),
-        packed_ih,
-        packed_hh,
+        None if cont is None else cont_bytes(cont),
         reverse,
         save_gates,
     )
     return h, c
+
+
+def lstm_packed(
+    x: Tensor,
+    packed: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *,
+    hidden_size: int,
+    proj_size: int = 0,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    cont: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run all layers and directions of an LSTM with packed weights: inference on the CPU, float32.
+
+    Args:
+        x: Input. [T, B, I]; [B, T, I] with ``batch_first``; [N, I] with ``batch_sizes``.
+        packed: ``linear_pack(w_ih)``, then ``lstm_pack(w_hh, w_hr)``, of layer 0, its reverse, layer 1, ...
+        bias: Sum of both biases of each, [4H], or nothing.
+        h0: State before the first step. [L*D, B, P]. None with c0, and not with ``batch_sizes``: zeros.
+        c0: Cell before the first step. [L*D, B, H].
+        hidden_size: H.
+        proj_size: P with a projection, else 0.
+        bidirectional: Whether there are two directions.
+        batch_first: Where the batch is in x and y.
+        lengths: As in :func:`lrcn_fast.ops.lstm`. [B].
+        batch_sizes: As in :func:`lstm_layer`. [T] int64.
+        cont: As in :func:`lrcn_fast.ops.lstm`, [T, B] whatever the layout of x.
+
+    Returns:
+        A tuple:
+
+        - **y**: h of the last layer, 0 past a row's length. [T, B, D*P], laid out as x.
+        - **h_n**: h after each row's last step. [L*D, B, P].
+        - **c_n**: The cell after it. [L*D, B, H].
+
+    Raises:
+        ValueError: If a shape, dtype, device or length is wrong.
+    """
+    y, h_n, c_n = torch.ops.lrcn_fast.lstm_packed.default(
+        x.contiguous(),
+        packed,
+        bias,
+        None if h0 is None else h0.contiguous(),
+        None if c0 is None else c0.contiguous(),
+        None if lengths is None else lengths.contiguous(),
+        None if batch_sizes is None else batch_sizes.contiguous(),
+        None if cont is None else cont_bytes(cont),
+        hidden_size,
+        proj_size,
+        bidirectional,
+        batch_first,
+    )
+    return y, h_n, c_n
 
 
 @torch.library.register_fake("lrcn_fast::lstm_layer")
@@ -102,14 +152,33 @@ def _(
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     cont: Tensor | None,
-    packed_ih: Tensor | None,
-    packed_hh: Tensor | None,
     reverse: bool,
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, H = x.shape[:-1], c0.shape[1]
     gates = x.new_empty(*rows, 4 * H) if save_gates else x.new_empty(0)
     return x.new_empty(*rows, h0.shape[1]), x.new_empty(*rows, H), gates
+
+
+@torch.library.register_fake("lrcn_fast::lstm_packed")
+def _(
+    x: Tensor,
+    packed: list[Tensor],
+    bias: list[Tensor],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cont: Tensor | None,
+    hidden_size: int,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B = c0.shape[1] if c0 is not None else x.shape[0 if batch_first else 1]
+    LD, P = len(packed) // 2, proj_size or hidden_size
+    y = x.new_empty(*x.shape[:-1], (1 + bidirectional) * P)
+    return y, x.new_empty(LD, B, P), x.new_empty(LD, B, hidden_size)
 
 
 @torch.library.register_fake("lrcn_fast::lstm_layer_backward")
@@ -142,7 +211,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, w_ih, w_hh, bias, w_hr, h0, c0, lengths, batch_sizes, cont, _, _, reverse, save_gates = inputs
+    x, w_ih, w_hh, bias, w_hr, h0, c0, lengths, batch_sizes, cont, reverse, save_gates = inputs
     ctx.set_materialize_grads(False)
     ctx.reverse, ctx.save_gates, ctx.has_bias = reverse, save_gates, bias is not None
     ctx.save_for_backward(x, w_ih, w_hh, w_hr, h0, c0, lengths, batch_sizes, cont, *output)
@@ -167,7 +236,7 @@ def _backward(
         d_w_hr if ctx.needs_input_grad[4] else None,
         d_h0,
         d_c0,
-        *(None,) * 7,
+        *(None,) * 5,
     )
 
 

@@ -109,7 +109,7 @@ def test_no_pack_is_stale(change, prepared):
         lstm.prepare()
     with torch.no_grad():
         before = lstm(x)
-    assert len(lstm._packs) == 2
+    assert len(lstm._packs.weights) == 4
     torch.testing.assert_close(before, unpacked(lstm, x), **FLOAT)
     change(lstm, x)
     with torch.no_grad():
@@ -128,11 +128,11 @@ def test_packs_are_made_once_and_only_for_inference():
     assert not lstm._packs  # somebody may want a gradient
     with torch.inference_mode():
         lstm(x)
-    packs = dict(lstm._packs)
-    assert len(packs) == 2
+    packs = lstm._packs
+    assert len(packs.weights) == 4
     with torch.no_grad():
         lstm(x)
-    assert all(lstm._packs[i] is packs[i] for i in packs)
+    assert lstm._packs is packs
     x.requires_grad_()
     output = lstm(x)[0]
     lstm.requires_grad_(False)
@@ -142,7 +142,7 @@ def test_packs_are_made_once_and_only_for_inference():
     cell = nn.LSTMCell(I, H).eval()
     with torch.no_grad():
         first = cell(x[0])
-        assert len(cell._packs) == 1
+        assert len(cell._packs.weights) == 2
         cell.weight_hh.mul_(2)
         hx = (torch.ones(B, H), torch.ones(B, H))
         torch.testing.assert_close(cell(x[0], hx), cell.train()(x[0], hx), **FLOAT)

@@ -5,7 +5,7 @@ import torch
 from test_ops_lstm import OPTIONS, SIZES, make_inputs, make_masks
 from torch.nn import functional as F
 
-from lrcn_fast import ops, reference
+from lrcn_fast import reference
 from lrcn_fast.ops_layer import lstm_layer
 
 I = 11  # noqa: E741
@@ -99,19 +99,6 @@ def test_packed_sequences_are_padded_ones_bit_for_bit(reverse):
     assert_same(packed, tuple(s.flatten(0, 1)[place] for s in padded))
 
 
-@pytest.mark.parametrize("P", [None, 7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-def test_packed_weights_are_the_two_ops_bit_for_bit(dtype, P):
-    inputs = layer_inputs(4, 6, 33, P=P)
-    x, w_ih, w_hh, bias, h0, c0, *w_hr = inputs
-    w_hr = w_hr[0] if w_hr else None
-    packed = ops.linear_pack(w_ih, dtype=dtype), ops.lstm_pack(w_hh, w_hr, dtype=dtype)
-    masks = make_masks(4, 6, True, True)
-    xg = ops.linear(x, packed[0], bias, 4 * 33)
-    expected = ops.lstm(xg, w_hh, h0, c0, w_hr=w_hr, packed=packed[1], **masks)
-    assert_same(run(inputs, packed=packed, **masks), expected)
-
-
 # ---- derivatives -------------------------------------------------------------------------------------------
 
 
@@ -142,7 +129,7 @@ def test_each_gradient_alone(wanted):
 def test_no_gradient_without_saved_gates():
     x, w_ih, w_hh, bias, h0, c0 = layer_inputs(2, 1, 3, requires_grad=True)
     h, _, _ = torch.ops.lrcn_fast.lstm_layer(
-        x, w_ih, w_hh, bias, None, h0, c0, None, None, None, None, None, False, False
+        x, w_ih, w_hh, bias, None, h0, c0, None, None, None, False, False
     )
     with pytest.raises(RuntimeError, match="lstm_layer: save_gates must be True where a gradient is needed"):
         h.sum().backward()
@@ -254,15 +241,3 @@ def test_errors_of_packed_sequences(batch_sizes, options, message):
     inputs = layer_inputs(3, 2, 5, packed_rows=5)
     with pytest.raises(ValueError, match=message):
         run(inputs, batch_sizes=torch.tensor(batch_sizes), **options)
-
-
-def test_packed_weights_are_for_inference_in_float32():
-    inputs = layer_inputs(3, 2, 5)
-    packed = ops.linear_pack(inputs[1]), ops.lstm_pack(inputs[2])
-    with pytest.raises(ValueError, match="lstm_layer: packed_ih is no packed weight of this op"):
-        run(inputs, packed=packed[::-1])
-    with pytest.raises(ValueError, match="lstm_layer: packed weights are for float32, float16 and bfloat16"):
-        run([t.double() for t in inputs], packed=packed)
-    inputs[0].requires_grad_()
-    with pytest.raises(ValueError, match="lstm_layer: packed must be None where a gradient is needed"):
-        run(inputs, packed=packed)

@@ -8,6 +8,7 @@ from test_ops_decoder import BOS, EOS, FAMILIES, PAD, Model
 from test_ops_layer import layer_inputs
 from test_ops_lstm import make_inputs, make_masks, op_arguments
 from test_ops_lstm_bidirectional import make_pair
+from test_ops_packed import packed_layers
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lrcn_fast import ops, ops_decode
@@ -25,7 +26,7 @@ def opcheck(name, *arguments, **tolerance):
 
 def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lrcn_fast::")}
-    names = ["lstm", "lstm_backward", "lstm_bidirectional", "lstm_bidirectional_backward"]
+    names = ["lstm", "lstm_backward", "lstm_bidirectional", "lstm_bidirectional_backward", "lstm_packed"]
     names += ["lstm_layer", "lstm_layer_backward", "lstm_pack", "linear", "linear_pack"]
     names += ["decode_pack", "decode_beam", "decode_sample"]
     assert registered == {f"lrcn_fast::{name}" for name in names}
@@ -89,7 +90,7 @@ def test_lstm_bidirectional_backward(dtype, P):
 
 
 def layer_cases(dtype, P, **options):
-    """Arguments of the op lstm_layer up to packed_hh: plain, with masks, and of packed sequences."""
+    """Arguments of the op lstm_layer up to cont: plain, with masks, and of packed sequences."""
     for lengths, cont, batch_sizes in (
         (None, None, None),
         (torch.tensor([3, 1]), torch.tensor([[1, 1], [1, 0], [0, 1]], dtype=torch.bool), None),
@@ -98,7 +99,7 @@ def layer_cases(dtype, P, **options):
         rows = None if batch_sizes is None else 5
         *inputs, h0, c0 = layer_inputs(3, 2, 5, dtype, P=P, packed_rows=rows, **options)[:6]
         w_hr = None if P is None else torch.zeros(P, 5, dtype=dtype)
-        yield *inputs, w_hr, h0, c0, lengths, batch_sizes, cont, None, None
+        yield *inputs, w_hr, h0, c0, lengths, batch_sizes, cont
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -113,12 +114,29 @@ def test_lstm_layer(dtype, P, requires_grad):
 @pytest.mark.parametrize("P", [None, 3])
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_lstm_layer_backward(dtype, P):
-    for x, w_ih, w_hh, _, w_hr, h0, c0, *masks, _, _ in layer_cases(dtype, P):
-        states = native.lstm_layer(x, w_ih, w_hh, None, w_hr, h0, c0, *masks, None, None, False, True)
+    for x, w_ih, w_hh, _, w_hr, h0, c0, *masks in layer_cases(dtype, P):
+        states = native.lstm_layer(x, w_ih, w_hh, None, w_hr, h0, c0, *masks, False, True)
         for d_gates, need_d_x in ((None, True), (torch.randn_like(states[2]), False)):
             gradients = (torch.randn_like(states[0]), None, d_gates)
             arguments = (*gradients, x, w_ih, w_hh, w_hr, h0, c0, *masks, *states)
             opcheck("lstm_layer_backward", *arguments, False, need_d_x)
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize("P", [0, 3])
+def test_lstm_packed(P, dtype):
+    lengths, cont = torch.tensor([3, 1]), torch.tensor([[True, True], [False, True], [True, False]])
+    for D, batch_first in ((1, False), (1, True), (2, False), (2, True)):
+        packed, bias = packed_layers(2, D, 11, 5, P, dtype, batch_first)
+        x = torch.randn(*((2, 3) if batch_first else (3, 2)), 11)
+        states = torch.randn(2 * D, 2, P or 5), torch.randn(2 * D, 2, 5)
+        sizes = (5, P, D == 2)
+        opcheck("lstm_packed", x, packed, bias, None, None, None, None, None, *sizes, batch_first)
+        opcheck("lstm_packed", x, packed, bias, *states, lengths, None, cont, *sizes, batch_first)
+        rows = x.flatten(0, 1)[:5]
+        opcheck(
+            "lstm_packed", rows, packed, bias, *states, None, torch.tensor([2, 2, 1]), None, *sizes, False
+        )
 
 
 @pytest.mark.parametrize("P", [None, 3])

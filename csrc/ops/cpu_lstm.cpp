@@ -24,6 +24,26 @@ LstmShape make_shape(const char* op, const LstmSizes& n, const MaybeTensor& leng
   return shape;
 }
 
+PackedRows read_batch_sizes(const std::string& op, const Tensor& batch_sizes, int64_t batch, int64_t rows) {
+  const std::string name = op + ": batch_sizes";
+  LRCN_CHECK(batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1 &&
+                 batch_sizes.is_cpu() && batch_sizes.is_contiguous(),
+             name, " must be int64 [T] on the CPU, got ",
+             torch::headeronly::toString(batch_sizes.scalar_type()), " ", shape_of(batch_sizes));
+  const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
+  PackedRows packed;
+  packed.lengths.assign(batch, 0);
+  for (int64_t t = 0, most = batch; t < batch_sizes.numel(); most = sizes[t++]) {
+    LRCN_CHECK(sizes[t] >= 0 && sizes[t] <= most, name, " must fall from B = ", batch, ", got ", sizes[t],
+               " at step ", t);
+    packed.offsets.push_back(packed.count);
+    packed.count += sizes[t];
+    for (int64_t b = 0; b < sizes[t]; ++b) ++packed.lengths[b];
+  }
+  LRCN_CHECK(packed.count == rows, name, " must sum to the rows of x = ", rows, ", got ", packed.count);
+  return packed;
+}
+
 Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype) {
   LRCN_CHECK(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0, "lstm_pack: w_hh must be [4H, P], got ",
              shape_of(w_hh));

@@ -25,6 +25,14 @@ const T* data_or_null(const MaybeTensor& t) {
 LstmShape make_shape(const char* op, const LstmSizes& n, const MaybeTensor& lengths, const MaybeTensor& cont,
                      bool reverse);
 
+// A PackedSequence's batch_sizes [T] in core's terms.
+struct PackedRows {
+  std::vector<int64_t> lengths, offsets;
+  int64_t count = 0;
+};
+// Checks them against B and the rows of x.
+PackedRows read_batch_sizes(const std::string& op, const Tensor& batch_sizes, int64_t batch, int64_t rows);
+
 Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype);
 Tensor linear_pack_cpu(const Tensor& w, ScalarType dtype);
 

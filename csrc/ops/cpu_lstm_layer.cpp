@@ -35,31 +35,11 @@ struct Layer {
   int64_t inputs;  // I
   int64_t rows;    // N, those that exist
   LstmShape shape;
-  std::vector<int64_t> lengths, offsets;  // of packed sequences
+  PackedRows packed;
   // Of padded sequences with lengths: where the rows that exist are, in the order of time, and the inverse.
   std::vector<int64_t> places;  // [N]
   std::vector<int64_t> dense;   // [T, B]
 };
-
-void read_batch_sizes(const std::string& op, const Tensor& batch_sizes, int64_t rows, Layer& layer) {
-  const std::string name = op + ": batch_sizes";
-  LRCN_CHECK(batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1 &&
-                 batch_sizes.is_cpu() && batch_sizes.is_contiguous(),
-             name, " must be int64 [T] on the CPU, got ",
-             torch::headeronly::toString(batch_sizes.scalar_type()), " ", shape_of(batch_sizes));
-  const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
-  layer.lengths.assign(layer.n.B, 0);
-  for (int64_t t = 0, most = layer.n.B; t < layer.n.T; most = sizes[t++]) {
-    LRCN_CHECK(sizes[t] >= 0 && sizes[t] <= most, name, " must fall from B = ", layer.n.B, ", got ", sizes[t],
-               " at step ", t);
-    layer.offsets.push_back(layer.rows);
-    layer.rows += sizes[t];
-    for (int64_t b = 0; b < sizes[t]; ++b) ++layer.lengths[b];
-  }
-  LRCN_CHECK(layer.rows == rows, name, " must sum to the rows of x = ", rows, ", got ", layer.rows);
-  layer.shape.lengths = layer.lengths.data();
-  layer.shape.offsets = layer.offsets.data();
-}
 
 void find_rows(Layer& layer) {
   const LstmShape& s = layer.shape;
@@ -98,7 +78,10 @@ Layer check_layer(const char* op, const Tensor& x, const Tensor& w_ih, const Ten
   if (packed) {
     LRCN_CHECK(!masks.lengths.has_value() && !masks.cont.has_value(), op,
                ": lengths and cont must be None with batch_sizes, got a tensor");
-    read_batch_sizes(op, *masks.batch_sizes, x.size(0), layer);
+    layer.packed = read_batch_sizes(op, *masks.batch_sizes, n.B, x.size(0));
+    layer.rows = layer.packed.count;
+    layer.shape.lengths = layer.packed.lengths.data();
+    layer.shape.offsets = layer.packed.offsets.data();
   } else if (masks.lengths.has_value()) {
     find_rows(layer);
   } else {
@@ -117,18 +100,16 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
                                                   const MaybeTensor& bias, const MaybeTensor& w_hr,
                                                   const Tensor& h0, const Tensor& c0,
                                                   const MaybeTensor& lengths, const MaybeTensor& batch_sizes,
-                                                  const MaybeTensor& cont, const MaybeTensor& packed_ih,
-                                                  const MaybeTensor& packed_hh, bool reverse,
-                                                  bool save_gates) {
+                                                  const MaybeTensor& cont, bool reverse, bool save_gates) {
   const Layer layer =
       check_layer("lstm_layer", x, w_ih, w_hh, w_hr, h0, c0, {lengths, batch_sizes, cont, reverse});
   const LstmSizes& n = layer.n;
   if (bias.has_value()) check("lstm_layer: bias", *bias, "[4H]", {4 * n.H}, "x", x);
   const ScalarType dtype = x.scalar_type();
   if (is_half(dtype)) {  // computed in float32
-    auto [h, c, gates] = lstm_layer_cpu(to_float(x), to_float(w_ih), to_float(w_hh), to_float(bias),
-                                        to_float(w_hr), to_float(h0), to_float(c0), lengths, batch_sizes,
-                                        cont, packed_ih, packed_hh, reverse, save_gates);
+    auto [h, c, gates] =
+        lstm_layer_cpu(to_float(x), to_float(w_ih), to_float(w_hh), to_float(bias), to_float(w_hr),
+                       to_float(h0), to_float(c0), lengths, batch_sizes, cont, reverse, save_gates);
     return {torch::stable::to(h, dtype), torch::stable::to(c, dtype), torch::stable::to(gates, dtype)};
   }
   Tensor h = new_rows(layer, x, n.P), c = new_rows(layer, x, n.H);
@@ -146,8 +127,6 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
                           save_gates ? gates.mutable_data_ptr<T>() : nullptr};
   };
   if (dtype == ScalarType::Double) {
-    LRCN_CHECK(!packed_ih.has_value() && !packed_hh.has_value(),
-               "lstm_layer: packed weights are for float32, float16 and bfloat16 inputs, got Double");
     Tensor xg = matmul(x, torch::stable::transpose(w_ih, 0, 1));
     double* row = xg.mutable_data_ptr<double>();
     const double* b = data_or_null<double>(bias);
@@ -155,17 +134,13 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
     lstm_forward_reference(args(0.0, row));
     return {h, c, gates};
   }
-  const Tensor ih = packed_ih.has_value() ? *packed_ih : linear_pack_cpu(w_ih, ScalarType::Float);
-  const Tensor hh = packed_hh.has_value() ? *packed_hh : lstm_pack_cpu(w_hh, w_hr, ScalarType::Float);
-  const PackHeader& header_ih =
-      check_packed("lstm_layer: packed_ih", ih, kLinearMagic, 4 * n.H, layer.inputs, false);
-  const PackHeader& header_hh =
-      check_packed("lstm_layer: packed_hh", hh, kLstmMagic, 4 * n.H, n.P, n.projects);
+  const Tensor ih = linear_pack_cpu(w_ih, ScalarType::Float),
+               hh = lstm_pack_cpu(w_hh, w_hr, ScalarType::Float);
   const LstmInput input{x.const_data_ptr<float>(),
-                        {weights_of(ih), header_ih.type, 4 * n.H, layer.inputs},
+                        {weights_of(ih), WeightType::kFloat32, 4 * n.H, layer.inputs},
                         data_or_null<float>(bias)};
-  lstm_forward(args(0.0f, static_cast<const float*>(nullptr)), weights_of(hh), header_hh.type, torch_pool(),
-               &input);
+  lstm_forward(args(0.0f, static_cast<const float*>(nullptr)), weights_of(hh), WeightType::kFloat32,
+               torch_pool(), &input);
   return {h, c, gates};
 }
 

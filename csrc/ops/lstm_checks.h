@@ -30,6 +30,24 @@ inline void check_lstm_like(const char* what, const Tensor& t, const char* layou
              " must be float32, float64, bfloat16 or float16, got ", torch::headeronly::toString(type));
 }
 
+// The tensors that say which rows exist and where sequences start.
+inline void check_masks(const std::string& op, const char* like_name, const Tensor& like, const LstmSizes& n,
+                        const MaybeTensor& lengths, const MaybeTensor& cont) {
+  if (lengths.has_value()) {
+    const std::string name = op + ": lengths";
+    check_layout(name.c_str(), *lengths, "[B]", {n.B}, like_name, like);
+    LRCN_CHECK(lengths->scalar_type() == ScalarType::Long, name, " must be int64, got ",
+               torch::headeronly::toString(lengths->scalar_type()));
+  }
+  if (cont.has_value()) {
+    const std::string name = op + ": cont";
+    check_layout(name.c_str(), *cont, "[T, B]", {n.T, n.B}, like_name, like);
+    const ScalarType type = cont->scalar_type();
+    LRCN_CHECK(type == ScalarType::Bool || type == ScalarType::Byte, name, " must be bool or uint8, got ",
+               torch::headeronly::toString(type));
+  }
+}
+
 // The arguments that both ops have.
 inline void check_lstm_common(const std::string& op, const char* like_name, const Tensor& like,
                               const LstmSizes& n, const Tensor& w_hh, const MaybeTensor& w_hr,
@@ -38,17 +56,7 @@ inline void check_lstm_common(const std::string& op, const char* like_name, cons
   check(name("w_hh").c_str(), w_hh, n.projects ? "[4H, P]" : "[4H, H]", {4 * n.H, n.P}, like_name, like);
   if (n.projects) check(name("w_hr").c_str(), *w_hr, "[P, H]", {n.P, n.H}, like_name, like);
   check(name("c0").c_str(), c0, "[B, H]", {n.B, n.H}, like_name, like);
-  if (lengths.has_value()) {
-    check_layout(name("lengths").c_str(), *lengths, "[B]", {n.B}, like_name, like);
-    LRCN_CHECK(lengths->scalar_type() == ScalarType::Long, name("lengths"), " must be int64, got ",
-               torch::headeronly::toString(lengths->scalar_type()));
-  }
-  if (cont.has_value()) {
-    check_layout(name("cont").c_str(), *cont, "[T, B]", {n.T, n.B}, like_name, like);
-    const ScalarType type = cont->scalar_type();
-    LRCN_CHECK(type == ScalarType::Bool || type == ScalarType::Byte, name("cont"),
-               " must be bool or uint8, got ", torch::headeronly::toString(type));
-  }
+  check_masks(op, like_name, like, n, lengths, cont);
 }
 
 inline LstmSizes check_lstm(const Tensor& xg, const Tensor& w_hh, const MaybeTensor& w_hr, const Tensor& h0,

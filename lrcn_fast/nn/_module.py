@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from lrcn_fast import ops, reference
 from lrcn_fast.nn._checks import compute_dtype, in_func_transform
-from lrcn_fast.ops_layer import lstm_layer
+from lrcn_fast.ops_layer import lstm_layer, lstm_packed
 
 PACK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -45,23 +45,18 @@ class Weights(NamedTuple):
         return Weights(*(None if w is None else w.to(dtype) for w in self))  # type: ignore[arg-type]
 
 
-class Pack(NamedTuple):
-    """Packed weights, and what they were made from."""
+class Packs(NamedTuple):
+    """Packed weights of all layers and directions, and what they were made from."""
 
-    ih: Tensor
-    hh: Tensor
-    bias: Tensor | None  # [4H]
-    made_from: Weights
-    versions: tuple[int, ...]
-
-    def is_made_from(self, weights: Weights) -> bool:
-        """Whether the pack was made from these very tensors, though perhaps from other values."""
-        return all(a is b for a, b in zip(self.made_from, weights, strict=True))
+    weights: list[Tensor]  # linear_pack(w_ih), lstm_pack(w_hh, w_hr) of each
+    biases: list[Tensor]  # the sums of both [4H], or nothing
+    made_from: dict[str, Tensor]
+    versions: list[int]
 
 
-def _versions(weights: Weights) -> tuple[int, ...]:
+def _version(weight: Tensor) -> int:
     # A tensor made in inference mode has no version counter: a write to it is one that autograd cannot see.
-    return tuple(0 if w.is_inference() else w._version for w in weights if w is not None)
+    return 0 if weight.is_inference() else weight._version
 
 
 class RecurrentModule(nn.Module):
@@ -70,16 +65,18 @@ class RecurrentModule(nn.Module):
     input_size: int
     hidden_size: int
     bias: bool
+    proj_size: int = 0
+    bidirectional: bool = False
 
     # One tuple per direction of each layer: the names of its parameters, in the order of `Weights`.
     _names: list[tuple[str | None, ...]]
-    _packs: dict[int, Pack]
+    _packs: Packs | None
     _prepared: str | None  # the dtype asked of prepare(), None if it was not called
 
     def __init__(self) -> None:
         super().__init__()
         self._names = []
-        self._packs = {}
+        self._packs = None
         self._prepared = None
 
     def _torch_names(self) -> Iterator[str]:
@@ -92,10 +89,13 @@ class RecurrentModule(nn.Module):
         for name in self._torch_names():
             nn.init.uniform_(getattr(self, name), -bound, bound)
 
+    def _weight(self, name: str) -> Tensor:
+        # An attribute where it is no parameter: parametrizations and DataParallel put plain tensors there.
+        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
+        return weight  # type: ignore[no-any-return]
+
     def _weights(self, index: int) -> Weights:
-        # As attributes, not from _parameters: parametrizations and DataParallel put plain tensors there.
-        values: list[Any] = [None if name is None else getattr(self, name) for name in self._names[index]]
-        return Weights(*values)
+        return Weights(*(None if name is None else self._weight(name) for name in self._names[index]))  # type: ignore[arg-type]
 
     def _share_parameters(self, module: nn.Module) -> None:
         """Take over the parameters, the hooks and the mode of the torch.nn module this one replaces."""
@@ -116,13 +116,11 @@ class RecurrentModule(nn.Module):
     def _run_direction(
         self, index: int, x: Tensor, h0: Tensor, c0: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Run one direction of one layer: x [T, B, I] to h [T, B, P] and c [T, B, H].
+        """Run one direction of one layer with its weights: x [T, B, I] to h [T, B, P] and c [T, B, H].
 
         The options are those of :func:`lrcn_fast.ops_layer.lstm_layer`; batch_sizes only where it is native.
         """
         weights = self._weights(index)
-        if self._reads_packs(weights, x, h0, c0):
-            return self._run_packed(index, weights, x, h0, c0, **options)
         dtype = compute_dtype(weights.hh)
         if dtype is not None:
             weights, x, h0, c0 = weights.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype)
@@ -158,13 +156,11 @@ class RecurrentModule(nn.Module):
         """
         if not isinstance(dtype, str) or dtype not in PACK_DTYPES:
             raise ValueError(f"prepare: dtype must be float32, bfloat16 or int8, got {dtype!r}")
-        packs = {}
         for index in range(len(self._names)):
-            weights = self._weights(index)
-            self._check_can_pack(dtype, weights)
-            if weights.hh.device.type == "cpu" and not self._is_custom():
-                packs[index] = _make_pack(weights, dtype)
-        self._packs, self._prepared = packs, dtype
+            self._check_can_pack(dtype, self._weights(index).hh)
+        self._prepared = dtype
+        on_cpu = self._weights(0).hh.device.type == "cpu"
+        self._packs = self._make_packs() if on_cpu and not self._is_custom() else None
         return self
 
     def _is_custom(self) -> bool:
@@ -175,38 +171,38 @@ class RecurrentModule(nn.Module):
         """Whether a whole layer is one operator, which passes by the rows that do not exist."""
         return x.device.type == "cpu" and not self._is_custom() and not in_func_transform()
 
-    def _check_can_pack(self, dtype: str, weights: Weights) -> None:
+    def _check_can_pack(self, dtype: str, weight: Tensor) -> None:
         if dtype != "float32" and self._is_custom():
             raise NotImplementedError(
                 f"prepare: dtype must be float32 with layer_norm, zoneout or recurrent_dropout, got {dtype}"
             )
-        if dtype != "float32" and weights.hh.device.type != "cpu":
+        if dtype != "float32" and weight.device.type != "cpu":
             raise NotImplementedError(
-                f"prepare: dtype must be float32 on {weights.hh.device}, got {dtype}; "
+                f"prepare: dtype must be float32 on {weight.device}, got {dtype}; "
                 "packed weights are for the CPU, use .bfloat16() or .half() elsewhere"
             )
-        if weights.hh.dtype != torch.float32:
-            raise ValueError(f"prepare: parameters must be torch.float32, got {weights.hh.dtype}")
+        if weight.dtype != torch.float32:
+            raise ValueError(f"prepare: parameters must be torch.float32, got {weight.dtype}")
 
-    def _reads_packs(self, weights: Weights, *inputs: Tensor) -> bool:
-        """Whether this call is inference that packed weights serve."""
+    def _reads_packs(self, weight: Tensor, *inputs: Tensor) -> bool:
+        """Whether this call is inference that packed weights serve: some weight, the input, hx if given."""
         if self.training or self._is_custom() or in_func_transform():
             return False
         if self._prepared is None or self._prepared == "float32":
-            if weights.hh.dtype != torch.float32 or weights.hh.device.type != "cpu":
+            if weight.dtype != torch.float32 or not weight.is_cpu:
                 return False
-            if compute_dtype(weights.hh) is not None:
-                return False  # autocast asks for something else
-            # A traced program reads a pack only where the user has promised to renew it.
-            if torch.compiler.is_exporting() or (
-                torch.compiler.is_compiling() and (self._prepared is None or not self._packs)
+            if torch.is_autocast_enabled("cpu"):
+                return False  # it asks for something else
+            # A traced program reads packs only where the user has promised to renew them.
+            if torch.compiler.is_compiling() and (
+                torch.compiler.is_exporting() or self._prepared is None or self._packs is None
             ):
                 return False
             # Gradients are exact in float32: leave them to the differentiable path.
             return not torch.is_grad_enabled() or not any(
-                t is not None and t.requires_grad for t in (*inputs, *weights)
+                t.requires_grad for t in (*inputs, *(self._weight(name) for name in self._torch_names()))
             )
-        self._check_can_pack(self._prepared, weights)
+        self._check_can_pack(self._prepared, weight)
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
             raise ValueError(
                 f"{type(self).__name__}: input and hx must not require grad with weights prepared as "
@@ -214,43 +210,58 @@ class RecurrentModule(nn.Module):
             )
         return True
 
-    def _pack(self, index: int, weights: Weights) -> Pack:
-        pack = self._packs.get(index)
-        dtype = self._prepared or "float32"
+    def _make_packs(self) -> Packs:
+        dtype = PACK_DTYPES[self._prepared or "float32"]
+        weights, biases = [], []
+        with torch.no_grad():
+            for index in range(len(self._names)):
+                w = self._weights(index)
+                weights += [ops.linear_pack(w.ih, dtype=dtype), ops.lstm_pack(w.hh, w.hr, dtype=dtype)]
+                biases += [w.bias] if w.bias is not None else []
+        made_from = {name: self._weight(name) for name in self._torch_names()}
+        versions = [] if torch.compiler.is_compiling() else [_version(w) for w in made_from.values()]
+        return Packs(weights, biases, made_from, versions)
+
+    def _current_packs(self) -> Packs:
+        packs = self._packs
         if torch.compiler.is_compiling():
-            # Tracing must not fill the cache. An exported program must not carry a pack to another machine:
+            # Tracing must not fill the cache. An exported program must not carry packs to another machine:
             # there, packing is part of the program.
-            if pack is None or not pack.is_made_from(weights) or torch.compiler.is_exporting():
-                return _make_pack(weights, dtype)
-            return pack
-        if pack is None or not pack.is_made_from(weights) or pack.versions != _versions(weights):
-            pack = self._packs[index] = _make_pack(weights, dtype)
-        return pack
+            if packs is None or torch.compiler.is_exporting():
+                return self._make_packs()
+            same = all(self._weight(name) is w for name, w in packs.made_from.items())
+            return packs if same else self._make_packs()
+        if packs is not None:
+            for (name, made_from), version in zip(packs.made_from.items(), packs.versions, strict=True):
+                weight = self._weight(name)
+                if weight is not made_from or _version(weight) != version:
+                    break
+            else:
+                return packs
+        self._packs = self._make_packs()
+        return self._packs
 
     def _run_packed(
-        self, index: int, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        if compute_dtype(weights.hh) is not None:  # float32 in and out, under autocast too
-            with torch.autocast("cpu", enabled=False):
-                return self._run_packed(index, weights, x, h0, c0, **options)
-        pack = self._pack(index, weights)
-        w_ih, w_hh, hr = weights.ih.detach(), weights.hh.detach(), weights.hr
-        return lstm_layer(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run all layers, float32 in and out whatever the input. Arguments of ops_layer.lstm_packed."""
+        packs = self._current_packs()
+        return lstm_packed(
             x.float(),
-            w_ih,
-            w_hh,
-            pack.bias,
-            h0.float(),
-            c0.float(),
-            w_hr=None if hr is None else hr.detach(),
-            packed=(pack.ih, pack.hh),
+            packs.weights,
+            packs.biases,
+            None if h0 is None else h0.float(),
+            None if c0 is None else c0.float(),
+            hidden_size=self.hidden_size,
+            proj_size=self.proj_size,
+            bidirectional=self.bidirectional,
             **options,
         )
 
     # Packs: dropping them.
 
     def _drop_packs(self) -> None:
-        self._packs = {}
+        self._packs = None
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode and drop the packed weights."""
@@ -267,15 +278,4 @@ class RecurrentModule(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packs": {}}
-
-
-def _make_pack(weights: Weights, dtype: str) -> Pack:
-    with torch.no_grad():
-        return Pack(
-            ops.linear_pack(weights.ih, dtype=PACK_DTYPES[dtype]),
-            ops.lstm_pack(weights.hh, weights.hr, dtype=PACK_DTYPES[dtype]),
-            weights.bias,
-            weights,
-            () if torch.compiler.is_compiling() else _versions(weights),
-        )
+        return {**self.__dict__, "_packs": None}

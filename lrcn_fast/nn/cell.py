@@ -90,22 +90,29 @@ class LSTMCell(RecurrentModule):
             raise ValueError(
                 f"LSTMCell: input must be [B, I] or [I], I = {self.input_size}, got {list(input.shape)}"
             )
-        weight = self.weight_hh
+        weight = self._weight("weight_hh")
         check_like_weights("LSTMCell", "input", input, weight)
         shape = (*input.shape[:-1], H)
-        if hx is None:
-            h0 = c0 = torch.zeros(shape, dtype=weight.dtype, device=input.device)
-        else:
-            h0, c0 = check_hx("LSTMCell", hx)
-            for i, state in enumerate((h0, c0)):
+        if hx is not None:
+            hx = check_hx("LSTMCell", hx)
+            for i, state in enumerate(hx):
                 if state.shape != shape:
                     raise ValueError(f"LSTMCell: hx[{i}] must be {list(shape)}, got {list(state.shape)}")
                 check_like_weights("LSTMCell", f"hx[{i}]", state, weight)
         batched = input.dim() == 2
         if not batched:
-            input, h0, c0 = input[None], h0[None], c0[None]
-        h, c = self._run_direction(0, input[None], h0, c0)
-        h, c = h[0], c[0]
+            input = input.unsqueeze(0)
+            hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        x = input.unsqueeze(0)  # [1, B, I]
+        if self._reads_packs(weight, input, *(hx or ())):
+            h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+            _, h, c = self._run_packed(x, h0, c0)
+        else:
+            if hx is None:
+                zeros = input.new_zeros(input.shape[0], H, dtype=weight.dtype)
+                hx = zeros, zeros
+            h, c = self._run_direction(0, x, *hx)
+        h, c = h.squeeze(0), c.squeeze(0)
         if h.requires_grad:
             # The op keeps h and c for backward; loops over cells write into their states (`h[done] = 0`).
             h, c = h.clone(), c.clone()

@@ -99,8 +99,6 @@ class LSTM(RecurrentModule):
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
-    weight_hh_l0: Tensor  # one that every LSTM has
-
     def __init__(
         self,
         input_size: int,
@@ -279,23 +277,20 @@ class LSTM(RecurrentModule):
                 )
             return self._forward_packed(input, hx)
 
-        layout = ("[B, T, I]" if self.batch_first else "[T, B, I]") + f" or [T, I], I = {self.input_size}"
-        if not isinstance(input, Tensor):
-            raise ValueError(f"LSTM: input must be {layout}, got {type(input).__name__}")
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            raise ValueError(f"LSTM: input must be {layout}, got {list(input.shape)}")
+        if not isinstance(input, Tensor) or input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
+            layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
+            got = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+            raise ValueError(f"LSTM: input must be {layout} or [T, I], I = {self.input_size}, got {got}")
         batched = input.dim() == 3
-        x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
-        T = x.shape[0]
+        batch_first = batched and self.batch_first
+        x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if batch_first else input
+        T, B, _ = x.shape
         if T == 0:
             raise ValueError(f"LSTM: input must have at least one step, got {list(input.shape)}")
-        h0, c0 = self._initial_state(x, x.shape[1], hx, batched)
+        weight = self._weight("weight_hh_l0")
+        hx = self._check_inputs(weight, x, B, hx, batched)
         if lengths is not None:
             lengths = check_lengths(lengths, x, batched)
-            if not self._is_native(x):
-                # Once here: the layers above read zeros there. 0 * NaN would reach the gradient of weight_ih.
-                inside = torch.arange(T, device=x.device).unsqueeze(1) < lengths  # [T, B]
-                x = torch.where(inside.unsqueeze(-1), x, 0)
         if cont is not None:
             if cont.shape != input.shape[:-1]:
                 raise ValueError(
@@ -305,12 +300,26 @@ class LSTM(RecurrentModule):
                 raise ValueError(
                     f"LSTM: cont must be on the device of the input, {x.device}, got {cont.device}"
                 )
-            cont = cont.unsqueeze(1) if not batched else cont.transpose(0, 1) if self.batch_first else cont
+            cont = cont.unsqueeze(1) if not batched else cont.transpose(0, 1) if batch_first else cont
 
-        y, h_n, c_n = self._run(x, h0, c0, Last(T, lengths), lengths=lengths, cont=cont)
+        if self._reads_packs(weight, input, *(hx or ())):
+            y, h_n, c_n = self._run_packed(
+                input if batch_first else x,
+                *(hx or (None, None)),
+                batch_first=batch_first,
+                lengths=lengths,
+                cont=cont,
+            )
+        else:
+            if lengths is not None and not self._is_native(x):
+                # Once here: the layers above read zeros there. 0 * NaN would reach the gradient of weight_ih.
+                inside = torch.arange(T, device=x.device).unsqueeze(1) < lengths  # [T, B]
+                x = torch.where(inside.unsqueeze(-1), x, 0)
+            y, h_n, c_n = self._run(x, *self._states(x, B, hx), Last(T, lengths), lengths=lengths, cont=cont)
+            y = y.transpose(0, 1) if batch_first else y
         if not batched:
             return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-        return y.transpose(0, 1) if self.batch_first else y, (h_n, c_n)
+        return y, (h_n, c_n)
 
     def _forward_packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
         """Run the rows as they are where a layer is native, else pad them, with lengths, and pack again."""
@@ -320,42 +329,57 @@ class LSTM(RecurrentModule):
                 f"LSTM: input.data must be [N, I], I = {self.input_size}, got {list(data.shape)}"
             )
         T, B = batch_sizes.shape[0], int(batch_sizes[0])
-        h0, c0 = self._initial_state(data, B, hx, batched=True, order=sorted_indices)
-        place, lengths = reference.packed_places(batch_sizes)
-        if self._is_native(data):
-            last = (batch_sizes.cumsum(0) - batch_sizes)[lengths - 1] + torch.arange(B)
-            y, h_n, c_n = self._run(data, h0, c0, Last(T, rows=last), batch_sizes=batch_sizes)
+        weight = self._weight("weight_hh_l0")
+        hx = self._check_inputs(weight, data, B, hx, batched=True)
+        if hx is not None and sorted_indices is not None:
+            hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
+        if self._reads_packs(weight, data, *(hx or ())):
+            start = self._zeros(data, len(self._names), B) if hx is None else hx
+            y, h_n, c_n = self._run_packed(data, *start, batch_sizes=batch_sizes)
         else:
-            place, lengths = place.to(data.device), lengths.to(data.device)
-            x = data.new_zeros(T * B, self.input_size).index_copy(0, place, data).view(T, B, -1)
-            y, h_n, c_n = self._run(x, h0, c0, Last(T, lengths), lengths=lengths)
-            y = y.flatten(0, 1).index_select(0, place)
+            states = self._states(data, B, hx)
+            place, lengths = reference.packed_places(batch_sizes)
+            if self._is_native(data):
+                last = (batch_sizes.cumsum(0) - batch_sizes)[lengths - 1] + torch.arange(B)
+                y, h_n, c_n = self._run(data, *states, Last(T, rows=last), batch_sizes=batch_sizes)
+            else:
+                place, lengths = place.to(data.device), lengths.to(data.device)
+                x = data.new_zeros(T * B, self.input_size).index_copy(0, place, data).view(T, B, -1)
+                y, h_n, c_n = self._run(x, *states, Last(T, lengths), lengths=lengths)
+                y = y.flatten(0, 1).index_select(0, place)
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
-    def _initial_state(
-        self, x: Tensor, B: int, hx: State | None, batched: bool, order: Tensor | None = None
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """h0 [B, P] and c0 [B, H] of every layer and direction, rows in the given order."""
-        weight: Tensor = self.weight_hh_l0
+    def _check_inputs(
+        self, weight: Tensor, x: Tensor, B: int, hx: State | None, batched: bool
+    ) -> State | None:
+        """Check that the input and hx fit the weights; return hx as [L*D, B, P] and [L*D, B, H]."""
         check_like_weights("LSTM", "input", x, weight)
-        P, H = self.proj_size or self.hidden_size, self.hidden_size
-        LD = len(self._names)
         if hx is None:
-            c = x.new_zeros(B, H, dtype=weight.dtype)
-            h = c if P == H else x.new_zeros(B, P, dtype=weight.dtype)
-            return (h,) * LD, (c,) * LD
-        states = []
-        for i, (state, size) in enumerate(zip(check_hx("LSTM", hx), (P, H), strict=True)):
-            shape = [LD, B, size] if batched else [LD, size]
-            if list(state.shape) != shape:
+            return None
+        hx = check_hx("LSTM", hx)
+        LD = len(self._names)
+        for i, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+            shape = (LD, B, size) if batched else (LD, size)
+            if hx[i].shape != shape:
                 names = ("[L*D, B, P]", "[L*D, B, H]") if batched else ("[L*D, P]", "[L*D, H]")
-                raise ValueError(f"LSTM: hx[{i}] must be {names[i]} = {shape}, got {list(state.shape)}")
-            check_like_weights("LSTM", f"hx[{i}]", state, weight)
-            state = state if batched else state.unsqueeze(1)
-            states.append((state if order is None else state.index_select(1, order)).unbind(0))
-        return states[0], states[1]
+                raise ValueError(f"LSTM: hx[{i}] must be {names[i]} = {list(shape)}, got {list(hx[i].shape)}")
+            check_like_weights("LSTM", f"hx[{i}]", hx[i], weight)
+        return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+
+    def _zeros(self, x: Tensor, *sizes: int) -> State:
+        """Zeros of the weights' dtype to start from: h [*sizes, P] and c [*sizes, H]."""
+        dtype = self._weight("weight_hh_l0").dtype
+        c = x.new_zeros(*sizes, self.hidden_size, dtype=dtype)
+        return (x.new_zeros(*sizes, self.proj_size, dtype=dtype) if self.proj_size else c), c
+
+    def _states(self, x: Tensor, B: int, hx: State | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """h0 [B, P] and c0 [B, H] of every layer and direction."""
+        if hx is not None:
+            return hx[0].unbind(0), hx[1].unbind(0)
+        h, c = self._zeros(x, B)
+        return (h,) * len(self._names), (c,) * len(self._names)
 
     def _run(
         self, x: Tensor, h0: Sequence[Tensor], c0: Sequence[Tensor], last: Last, **masks: Tensor | None
@@ -405,7 +429,6 @@ class LSTM(RecurrentModule):
         xg, states, weights = [], [], []
         for i in (first, first + 1):
             w, state = self._weights(i), (h0[i], c0[i])
-            self._reads_packs(w, x, *state)  # there are none on CUDA: an error where they are asked for
             dtype = compute_dtype(w.hh)
             if dtype is not None:
                 w, x, state = w.to(dtype), x.to(dtype), (state[0].to(dtype), state[1].to(dtype))
@@ -483,7 +506,7 @@ class LSTM(RecurrentModule):
         )
 
     def _is_custom(self) -> bool:
-        return self.layer_norm or any(self.zoneout) or self.recurrent_dropout > 0
+        return self.layer_norm or self.recurrent_dropout > 0 or any(self.zoneout)
 
 
 class _Norms(NamedTuple):
