@@ -337,6 +337,32 @@ def test_capture_in_a_graph(dtype, P):
             assert torch.equal(a, b)
 
 
+def test_both_directions_in_a_graph():
+    pair = [inputs(6, 4, 32, dtype=torch.bfloat16, seed=seed, requires_grad=True) for seed in (0, 1)]
+    lengths = torch.tensor([6, 0, 3, 5], device=DEVICE)
+    leaves = [t for x in pair for t in x.values()]
+
+    def run():
+        h, c = ops.lstm_bidirectional(*([x[name] for x in pair] for name in pair[0]), lengths=lengths)
+        return *h, *c, *torch.autograd.grad(sum(t.sum() for t in (*h, *c)), leaves)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    with torch.no_grad():
+        for t in leaves:
+            t.mul_(0.5)
+    graph.replay()
+    for a, b in zip(captured, run(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_never_waits_for_the_gpu(dtype):
     T, B, H = 6, 4, 32
@@ -397,6 +423,20 @@ def test_opcheck(dtype):
                 args = (h, c, None, *weights, gates, x["c0"], c, *masks, False)
                 args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
             torch.library.opcheck(torch.ops.lrcn_fast.lstm_backward.default, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_opcheck_of_both_directions(dtype):
+    pytest.importorskip("expecttest")
+    pair = [inputs(3, 2, 8, dtype=dtype, seed=seed) for seed in (0, 1)]
+    xg, w_hh, h0, c0 = ([x[name] for x in pair] for name in pair[0])
+    for lengths in (None, torch.tensor([3, 1], device=DEVICE)):
+        arguments = (xg, w_hh, [], h0, c0, lengths, True)
+        torch.library.opcheck(torch.ops.lrcn_fast.lstm_bidirectional.default, arguments)
+        outputs = torch.ops.lrcn_fast.lstm_bidirectional(*arguments)
+        h, c, gates = (list(outputs[i : i + 2]) for i in (0, 2, 4))
+        arguments = (h, c, [], w_hh, [], gates, c0, c, lengths)
+        torch.library.opcheck(torch.ops.lrcn_fast.lstm_bidirectional_backward.default, arguments)
 
 
 @pytest.mark.parametrize(("variant", "P"), [VARIANTS[0].values, VARIANTS[5].values, VARIANTS[8].values])
