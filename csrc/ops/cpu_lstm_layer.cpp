@@ -1,8 +1,7 @@
 // The lstm_layer ops: one direction of one layer with its input projection, and all its gradients, in one
 // call. Rows that do not exist (past a sequence's length) take part in nothing.
 //
-// The weight gradients are GEMMs over all rows of all steps, torch's, on dense matrices [N, n] of the rows
-// that exist, in the order of time. Without lengths, and for packed sequences, x is such a matrix already.
+// The weight gradients are sums over the rows of all steps that exist, [N] of them, in the order of time.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -10,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/outer.h"
 #include "../core/simd/table.h"
 #include "cpu_lstm.h"
 #include "packed.h"
@@ -144,18 +144,17 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
   return {h, c, gates};
 }
 
-// [N, n] of the rows that exist out of t, of n columns; t itself where they all do.
-Tensor gather(const Layer& layer, const Tensor& t, int64_t n) {
-  if (layer.dense.empty()) return torch::stable::view(t, {layer.rows, n});
-  Tensor out = new_empty(t, {layer.rows, n});
-  const size_t bytes = static_cast<size_t>(n) * t.element_size();
-  const char* from = static_cast<const char*>(t.const_data_ptr());
-  char* to = static_cast<char*>(out.mutable_data_ptr());
-  for (const int64_t place : layer.places) std::memcpy(to, from + place * bytes, bytes), to += bytes;
-  return out;
+// The rows [n] that exist of t, a tensor [T, B, n] or [N, n], in the order of time.
+template <typename T>
+std::vector<const T*> rows_of(const Layer& layer, const Tensor& t) {
+  std::vector<const T*> rows(layer.rows);
+  const int64_t n = t.size(-1);
+  for (int64_t r = 0; r < layer.rows; ++r)
+    rows[r] = t.const_data_ptr<T>() + (layer.dense.empty() ? r : layer.places[r]) * n;
+  return rows;
 }
 
-// The inverse, with zeros for the rows that do not exist.
+// The rows that exist [N, n], back in the layout of `like`, with zeros for those that do not.
 Tensor scatter(const Layer& layer, const Tensor& rows, const Tensor& like) {
   if (layer.dense.empty()) return torch::stable::view(rows, like.sizes());
   Tensor out = torch::stable::empty_like(like);
@@ -173,41 +172,67 @@ Tensor scatter(const Layer& layer, const Tensor& rows, const Tensor& like) {
   return out;
 }
 
-// The states h that each row that exists started from. [N, P].
-Tensor previous(const Layer& layer, const Tensor& h, const Tensor& h0) {
+// The states h that the rows that exist started from, in the order of time; null: zeros.
+template <typename T>
+std::vector<const T*> previous(const Layer& layer, const Tensor& h, const Tensor& h0) {
   const LstmShape& s = layer.shape;
-  Tensor out = new_empty(h, {layer.rows, s.proj});
-  const size_t bytes = static_cast<size_t>(s.proj) * h.element_size();
-  const char *states = static_cast<const char*>(h.const_data_ptr()),
-             *start = static_cast<const char*>(h0.const_data_ptr());
-  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const T *states = h.const_data_ptr<T>(), *start = h0.const_data_ptr<T>();
+  std::vector<const T*> starts(s.batch), rows;
+  for (int64_t b = 0; b < s.batch; ++b) {
+    const T* row = start + b * s.proj;
+    starts[b] = std::all_of(row, row + s.proj, [](T v) { return v == T(0); }) ? nullptr : row;
+  }
   for (int64_t t = 0; t < s.steps; ++t)
     for (int64_t b = 0; b < s.batch; ++b) {
       if (t >= s.length(b)) continue;
       if (s.resets(t, b))
-        std::memset(to, 0, bytes);
+        rows.push_back(nullptr);
       else
-        std::memcpy(to, s.first(t, b) ? start + b * bytes : states + s.row(s.before(t), b) * bytes, bytes);
-      to += bytes;
+        rows.push_back(s.first(t, b) ? starts[b] : states + s.row(s.before(t), b) * s.proj);
     }
-  return out;
+  return rows;
 }
 
 // o * tanh(c) of the rows that exist, what w_hr multiplies. [N, H].
 template <typename T>
 Tensor unprojected(const Layer& layer, const Tensor& gates, const Tensor& c) {
   const int64_t H = layer.n.H;
-  const Tensor o = gather(layer, gates, 4 * H);
-  Tensor u = torch::stable::clone(gather(layer, c, H));
+  Tensor u = new_empty(c, {layer.rows, H});
   T* value = u.template mutable_data_ptr<T>();
-  if constexpr (std::is_same_v<T, float>)
-    simd::kernels().tanh(u.numel(), value, value);
-  else
-    std::transform(value, value + u.numel(), value, [](T v) { return std::tanh(v); });
-  const T* gate = o.template const_data_ptr<T>() + 3 * H;
-  for (int64_t r = 0; r < layer.rows; ++r, gate += 4 * H, value += H)
-    for (int64_t j = 0; j < H; ++j) value[j] *= gate[j];
+  const std::vector<const T*> cells = rows_of<T>(layer, c), rows = rows_of<T>(layer, gates);
+  for (int64_t r = 0; r < layer.rows; ++r, value += H) {
+    if constexpr (std::is_same_v<T, float>)
+      simd::kernels().tanh(H, cells[r], value);
+    else
+      std::transform(cells[r], cells[r] + H, value, [](T v) { return std::tanh(v); });
+    for (int64_t j = 0; j < H; ++j) value[j] *= rows[r][3 * H + j];
+  }
   return u;
+}
+
+// The gradient of a weight [M, n]: the sum of the outer products of the rows of d [N, M] and the inputs [n]
+// that the weight multiplied, of which null is zeros.
+template <typename T>
+Tensor weight_gradient(const Tensor& d, std::vector<const T*> inputs, int64_t n) {
+  const int64_t M = d.size(1);
+  std::vector<const T*> rows;
+  for (size_t r = 0; r < inputs.size(); ++r)
+    if (inputs[r] != nullptr) rows.push_back(d.const_data_ptr<T>() + static_cast<int64_t>(r) * M);
+  inputs.erase(std::remove(inputs.begin(), inputs.end(), nullptr), inputs.end());
+  const int64_t K = static_cast<int64_t>(rows.size());
+  if constexpr (std::is_same_v<T, float>) {
+    Tensor sum = new_empty(d, {M, n});
+    outer_sum(K, M, rows.data(), n, inputs.data(), sum.mutable_data_ptr<T>(), torch_pool());
+    return sum;
+  } else {
+    const auto matrix = [&](const std::vector<const T*>& from, int64_t columns) {
+      Tensor out = new_empty(d, {K, columns});
+      for (int64_t k = 0; k < K; ++k)
+        std::copy_n(from[k], columns, out.template mutable_data_ptr<T>() + k * columns);
+      return out;
+    };
+    return matmul(torch::stable::transpose(matrix(rows, M), 0, 1), matrix(inputs, n));
+  }
 }
 
 // Sums of the columns of m [N, n].
@@ -255,12 +280,16 @@ Gradients backward(const Layer& layer, const MaybeTensor& d_h, const MaybeTensor
   else
     lstm_backward_reference(args);
 
-  const Tensor d_z_t = torch::stable::transpose(d_z, 0, 1);
   Tensor d_w_hr = new_empty(x, {0});
-  if (n.projects) d_w_hr = matmul(torch::stable::transpose(d_p, 0, 1), unprojected<T>(layer, gates, c));
+  if (n.projects) {
+    const Tensor u = unprojected<T>(layer, gates, c);
+    std::vector<const T*> rows(layer.rows);
+    for (int64_t r = 0; r < layer.rows; ++r) rows[r] = u.const_data_ptr<T>() + r * n.H;
+    d_w_hr = weight_gradient<T>(d_p, std::move(rows), n.H);
+  }
   return {need_d_x ? scatter(layer, matmul(d_z, w_ih), x) : new_empty(x, {0}),
-          matmul(d_z_t, gather(layer, x, layer.inputs)),
-          matmul(d_z_t, previous(layer, h, h0)),
+          weight_gradient<T>(d_z, rows_of<T>(layer, x), layer.inputs),
+          weight_gradient<T>(d_z, previous<T>(layer, h, h0), n.P),
           column_sums<T>(d_z),
           d_w_hr,
           d_h0,
