@@ -200,11 +200,12 @@ def _(
     gates: Tensor,
     reverse: bool,
     need_d_x: bool,
+    need_d_h0: bool,
 ) -> tuple[Tensor, ...]:
     d_x = x.new_empty(x.shape if need_d_x else 0)
     d_w_hr = x.new_empty(0 if w_hr is None else w_hr.shape)
     d_weights = (w_ih.new_empty(w_ih.shape), w_hh.new_empty(w_hh.shape), x.new_empty(w_ih.shape[0]), d_w_hr)
-    return d_x, *d_weights, h0.new_empty(h0.shape), c0.new_empty(c0.shape)
+    return d_x, *d_weights, h0.new_empty(h0.shape if need_d_h0 else 0), c0.new_empty(c0.shape)
 
 
 # ---- gradients, as in ops.py -----------------------------------------------------------------------------
@@ -227,6 +228,7 @@ def _backward(
         *ctx.saved_tensors,
         ctx.reverse,
         ctx.needs_input_grad[0],
+        ctx.needs_input_grad[5],
     )
     return (
         d_x if ctx.needs_input_grad[0] else None,
@@ -234,14 +236,14 @@ def _backward(
         d_w_hh,
         d_bias if ctx.has_bias else None,
         d_w_hr if ctx.needs_input_grad[4] else None,
-        d_h0,
+        d_h0 if ctx.needs_input_grad[5] else None,
         d_c0,
         *(None,) * 5,
     )
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, reverse, _ = inputs
+    *tensors, reverse, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.reverse = reverse
     ctx.save_for_backward(*tensors)
@@ -250,7 +252,7 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     needs, reverse = ctx.needs_input_grad, ctx.reverse
     found = second_derivative(reference.lstm_layer_backward, ctx.saved_tensors, needs, reverse, grads)
-    return (*found, None, None)
+    return (*found, None, None, None)
 
 
 torch.library.register_autograd("lrcn_fast::lstm_layer", _backward, setup_context=_setup)

@@ -116,10 +116,10 @@ def test_lstm_layer(dtype, P, requires_grad):
 def test_lstm_layer_backward(dtype, P):
     for x, w_ih, w_hh, _, w_hr, h0, c0, *masks in layer_cases(dtype, P):
         states = native.lstm_layer(x, w_ih, w_hh, None, w_hr, h0, c0, *masks, False, True)
-        for d_gates, need_d_x in ((None, True), (torch.randn_like(states[2]), False)):
+        for d_gates, needed in ((None, True), (torch.randn_like(states[2]), False)):
             gradients = (torch.randn_like(states[0]), None, d_gates)
             arguments = (*gradients, x, w_ih, w_hh, w_hr, h0, c0, *masks, *states)
-            opcheck("lstm_layer_backward", *arguments, False, need_d_x)
+            opcheck("lstm_layer_backward", *arguments, False, needed, needed)
 
 
 @pytest.mark.parametrize("dtype", PACKED)

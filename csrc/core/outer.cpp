@@ -33,7 +33,7 @@ void outer_sum(int64_t K, int64_t M, const float* const* a, int64_t N, const flo
   });
 
   const int64_t step = K <= kFew ? kernels.outer_rows : kRows;
-  const int64_t grain = std::max<int64_t>(1, (1 << 16) / (step * N * K));
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, step * N * K));
   parallel((M + step - 1) / step, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> packed_a(step * std::min(K, kDepth));
     for (int64_t m = begin * step; m < std::min(M, end * step); m += step) {

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/memory.h"
 #include "../core/outer.h"
 #include "../core/simd/table.h"
 #include "cpu_lstm.h"
@@ -90,6 +91,12 @@ Layer check_layer(const char* op, const Tensor& x, const Tensor& w_ih, const Ten
   return layer;
 }
 
+// Before the first write: the largest tensors of a training step are new in every step, and to map them in
+// small pages takes up to 8 % of it (H=256, B=128).
+void prefer_large_pages(Tensor& t) {
+  lrcn::prefer_large_pages(t.mutable_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+}
+
 // [T, B, n], or [N, n] of packed sequences.
 Tensor new_rows(const Layer& layer, const Tensor& like, int64_t n) {
   return layer.shape.offsets == nullptr ? new_empty(like, {layer.n.T, layer.n.B, n})
@@ -114,6 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
   }
   Tensor h = new_rows(layer, x, n.P), c = new_rows(layer, x, n.H);
   Tensor gates = save_gates ? new_rows(layer, x, 4 * n.H) : new_empty(x, {0});
+  prefer_large_pages(gates);
   const auto args = [&](auto zero, const auto* xg) {
     using T = decltype(zero);
     return LstmForward<T>{layer.shape,
@@ -256,9 +264,10 @@ template <typename T>
 Gradients backward(const Layer& layer, const MaybeTensor& d_h, const MaybeTensor& d_c,
                    const MaybeTensor& d_gates, const Tensor& x, const Tensor& w_ih, const Tensor& w_hh,
                    const MaybeTensor& w_hr, const Tensor& h0, const Tensor& c0, const Tensor& h,
-                   const Tensor& c, const Tensor& gates, bool need_d_x) {
+                   const Tensor& c, const Tensor& gates, bool need_d_x, bool need_d_h0) {
   const LstmSizes& n = layer.n;
   Tensor d_z = new_empty(x, {layer.rows, 4 * n.H});
+  prefer_large_pages(d_z);
   Tensor d_p = new_empty(x, {n.projects ? layer.rows : 0, n.P});
   Tensor d_h0 = torch::stable::empty_like(h0), d_c0 = torch::stable::empty_like(c0);
   LstmBackward<T> args{layer.shape,
@@ -275,6 +284,7 @@ Gradients backward(const Layer& layer, const MaybeTensor& d_h, const MaybeTensor
                        d_c0.template mutable_data_ptr<T>(),
                        n.projects ? d_p.template mutable_data_ptr<T>() : nullptr};
   if (!layer.dense.empty()) args.dense = layer.dense.data();
+  args.need_d_h0 = need_d_h0;
   if constexpr (std::is_same_v<T, float>)
     lstm_backward(args, torch_pool());
   else
@@ -292,7 +302,7 @@ Gradients backward(const Layer& layer, const MaybeTensor& d_h, const MaybeTensor
           weight_gradient<T>(d_z, previous<T>(layer, h, h0), n.P),
           column_sums<T>(d_z),
           d_w_hr,
-          d_h0,
+          need_d_h0 ? d_h0 : new_empty(x, {0}),
           d_c0};
 }
 
@@ -301,7 +311,7 @@ Gradients lstm_layer_backward_cpu(const MaybeTensor& d_h, const MaybeTensor& d_c
                                   const MaybeTensor& w_hr, const Tensor& h0, const Tensor& c0,
                                   const MaybeTensor& lengths, const MaybeTensor& batch_sizes,
                                   const MaybeTensor& cont, const Tensor& h, const Tensor& c,
-                                  const Tensor& gates, bool reverse, bool need_d_x) {
+                                  const Tensor& gates, bool reverse, bool need_d_x, bool need_d_h0) {
   const Layer layer =
       check_layer("lstm_layer_backward", x, w_ih, w_hh, w_hr, h0, c0, {lengths, batch_sizes, cont, reverse});
   const auto check_rows = [&](const char* what, const MaybeTensor& t, int64_t columns) {
@@ -322,12 +332,12 @@ Gradients lstm_layer_backward_cpu(const MaybeTensor& d_h, const MaybeTensor& d_c
     const Gradients wide = lstm_layer_backward_cpu(
         to_float(d_h), to_float(d_c), to_float(d_gates), to_float(x), to_float(w_ih), to_float(w_hh),
         to_float(w_hr), to_float(h0), to_float(c0), lengths, batch_sizes, cont, to_float(h), to_float(c),
-        to_float(gates), reverse, need_d_x);
+        to_float(gates), reverse, need_d_x, need_d_h0);
     return std::apply(
         [&](const auto&... gradient) { return Gradients{torch::stable::to(gradient, dtype)...}; }, wide);
   }
   const auto run = dtype == ScalarType::Double ? &backward<double> : &backward<float>;
-  return run(layer, d_h, d_c, d_gates, x, w_ih, w_hh, w_hr, h0, c0, h, c, gates, need_d_x);
+  return run(layer, d_h, d_c, d_gates, x, w_ih, w_hh, w_hr, h0, c0, h, c, gates, need_d_x, need_d_h0);
 }
 
 }  // namespace
