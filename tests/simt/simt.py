@@ -36,8 +36,9 @@ COMMON = [
 ]
 # Every load and store of a kernel calls a hook of memory.cpp; so does a bad index or alignment.
 CHECKED = ["-fsanitize=thread,bounds,alignment"]
-# A mutant is built once and run a few times: neither source lines nor every type are worth their time.
-MUTANT = ["-w", "-g0", "-DLRCN_SIMT_MUTANT"]
+# A mutant is built once and run a few times: neither source lines nor every type nor faster code are worth
+# their time.
+MUTANT = ["-w", "-g0", "-Og", "-DLRCN_SIMT_MUTANT"]
 
 
 # Launches of the kernels as they are that did not fail, since the last test: launcher, its numbers, seed.
