@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["cuda_decoder_bytes", "decoder_bytes", "linear_bytes", "lstm_bytes"]
+__all__ = ["cuda_decoder_bytes", "decoder_bytes", "linear_bytes", "lstm_bytes", "lstm_layer_bytes"]
 
 HEADER_BYTES = 64  # PackHeader in csrc/ops/packed.h
 _DECODER_HEADER_BYTES = 256  # Header in csrc/core/decoder.cpp, padded
@@ -29,6 +29,13 @@ def linear_bytes(N: int, K: int, dtype: torch.dtype) -> int:
 def lstm_bytes(H: int, kx: int, kh: int, dtype: torch.dtype) -> int:
     """``lstm_packed_bytes`` of csrc/core/lstm.h."""
     return (H + 15) // 16 * _panel_bytes(dtype, kx, kh)
+
+
+def lstm_layer_bytes(I: int, H: int, P: int, projects: bool, dtype: torch.dtype) -> int:  # noqa: E741
+    """``Parts`` of csrc/ops/cpu_lstm_packed.cpp, and the header."""
+    size = HEADER_BYTES + (16 * H + 63) // 64 * 64
+    size += lstm_bytes(H, I, 0, dtype) + lstm_bytes(H, 0, P, dtype)
+    return size + (linear_bytes(P, H, dtype) if projects else 0)
 
 
 def decoder_bytes(

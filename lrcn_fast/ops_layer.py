@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lrcn_fast import reference
+from lrcn_fast._packed_sizes import lstm_layer_bytes
 from lrcn_fast.ops import cont_bytes, second_derivative
 
-__all__ = ["lstm_layer", "lstm_packed"]
+__all__ = ["lstm_layer", "lstm_layer_pack", "lstm_packed"]
 
 
 def lstm_layer(
@@ -82,10 +83,44 @@ def lstm_layer(
     return h, c
 
 
+def lstm_layer_pack(
+    w_ih: Tensor,
+    w_hh: Tensor,
+    w_hr: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Pack the weights of one direction of one layer for :func:`lstm_packed`.
+
+    The layout depends on the machine's instruction set: make it again, do not store it.
+
+    Args:
+        w_ih: Input weight, float32. [4H, I].
+        w_hh: Recurrent weight, float32. [4H, P].
+        w_hr: Projection of h, float32. [P, H].
+        bias: Sum of both biases, float32. [4H].
+        dtype: What the weights are rounded to: torch.float32, bfloat16, or int8 with one scale per row.
+
+    Returns:
+        The packed weights, uint8. [bytes].
+
+    Raises:
+        ValueError: If a shape or dtype is wrong, or int8 is asked for a weight that is not finite.
+    """
+    packed: Tensor = torch.ops.lrcn_fast.lstm_layer_pack(
+        w_ih.contiguous(),
+        w_hh.contiguous(),
+        None if w_hr is None else w_hr.contiguous(),
+        None if bias is None else bias.contiguous(),
+        dtype,
+    )
+    return packed
+
+
 def lstm_packed(
     x: Tensor,
     packed: Sequence[Tensor],
-    bias: Sequence[Tensor],
     h0: Tensor | None,
     c0: Tensor | None,
     *,
@@ -101,8 +136,7 @@ def lstm_packed(
 
     Args:
         x: Input. [T, B, I]; [B, T, I] with ``batch_first``; [N, I] with ``batch_sizes``.
-        packed: ``linear_pack(w_ih)``, then ``lstm_pack(w_hh, w_hr)``, of layer 0, its reverse, layer 1, ...
-        bias: Sum of both biases of each, [4H], or nothing.
+        packed: :func:`lstm_layer_pack` of layer 0, its reverse, layer 1, ...
         h0: State before the first step. [L*D, B, P]. None with c0, and not with ``batch_sizes``: zeros.
         c0: Cell before the first step. [L*D, B, H].
         hidden_size: H.
@@ -126,7 +160,6 @@ def lstm_packed(
     y, h_n, c_n = torch.ops.lrcn_fast.lstm_packed.default(
         x.contiguous(),
         packed,
-        bias,
         None if h0 is None else h0.contiguous(),
         None if c0 is None else c0.contiguous(),
         None if lengths is None else lengths.contiguous(),
@@ -160,11 +193,16 @@ def _(
     return x.new_empty(*rows, h0.shape[1]), x.new_empty(*rows, H), gates
 
 
+@torch.library.register_fake("lrcn_fast::lstm_layer_pack")
+def _(w_ih: Tensor, w_hh: Tensor, w_hr: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    (rows, P), I = w_hh.shape, w_ih.shape[1]  # noqa: E741
+    return w_hh.new_empty(lstm_layer_bytes(I, rows // 4, P, w_hr is not None, dtype), dtype=torch.uint8)
+
+
 @torch.library.register_fake("lrcn_fast::lstm_packed")
 def _(
     x: Tensor,
     packed: list[Tensor],
-    bias: list[Tensor],
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
@@ -176,7 +214,7 @@ def _(
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B = c0.shape[1] if c0 is not None else x.shape[0 if batch_first else 1]
-    LD, P = len(packed) // 2, proj_size or hidden_size
+    LD, P = len(packed), proj_size or hidden_size
     y = x.new_empty(*x.shape[:-1], (1 + bidirectional) * P)
     return y, x.new_empty(LD, B, P), x.new_empty(LD, B, hidden_size)
 

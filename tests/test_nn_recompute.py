@@ -75,7 +75,7 @@ def test_nothing_is_kept_or_repeated_without_gradients():
     with torch.no_grad():
         output, _ = lstm(inputs())
     assert not output.requires_grad
-    assert len(lstm._packs.weights) == 4
+    assert len(lstm._packs.weights) == 2
 
 
 def test_second_derivatives():

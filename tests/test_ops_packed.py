@@ -5,7 +5,7 @@ import torch
 from test_ops_lstm import make_masks
 
 from lrcn_fast import ops, reference
-from lrcn_fast.ops_layer import lstm_packed
+from lrcn_fast.ops_layer import lstm_layer_pack, lstm_packed
 
 I, H = 11, 33  # noqa: E741
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
@@ -26,11 +26,8 @@ def weights(L, D, I, H, P, bias):  # noqa: E741
 
 
 def pack(layers, dtype):
-    """The lists that lstm_packed takes."""
-    packed = []
-    for w_ih, w_hh, _, w_hr in layers:
-        packed += [ops.linear_pack(w_ih, dtype=dtype), ops.lstm_pack(w_hh, w_hr, dtype=dtype)]
-    return packed, [bias for _, _, bias, _ in layers if bias is not None]
+    """The list that lstm_packed takes."""
+    return [lstm_layer_pack(w_ih, w_hh, w_hr, bias, dtype=dtype) for w_ih, w_hh, bias, w_hr in layers]
 
 
 def packed_layers(L, D, I, H, P, dtype, bias):  # noqa: E741
@@ -78,10 +75,10 @@ def test_all_layers_are_each_layer(L, D, P, bias, batch_first, dtype, masked):
         masks = make_masks(T, B, True, True) if masked else {}
         y, *states = layer_by_layer(x, layers, dtype, D, h0, c0, **masks)
         given = x.transpose(0, 1) if batch_first else x
-        actual = lstm_packed(given, *pack(layers, dtype), h0, c0, **sizes, **masks)
+        actual = lstm_packed(given, pack(layers, dtype), h0, c0, **sizes, **masks)
         assert_same(actual, (y.transpose(0, 1) if batch_first else y, *states))
-        zero = lstm_packed(given, *pack(layers, dtype), h0 * 0, c0 * 0, **sizes, **masks)
-        assert_same(lstm_packed(given, *pack(layers, dtype), None, None, **sizes, **masks), zero)
+        zero = lstm_packed(given, pack(layers, dtype), h0 * 0, c0 * 0, **sizes, **masks)
+        assert_same(lstm_packed(given, pack(layers, dtype), None, None, **sizes, **masks), zero)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,9 +89,9 @@ def test_packed_sequences_are_padded_ones(L, D, P, bias, batch_first, dtype):
     packs = packed_layers(L, D, I, H, P, dtype, bias)
     sizes = dict(hidden_size=H, proj_size=P, bidirectional=D == 2)
     x, h0, c0 = case(L, D, P, 5, 4)
-    y, *states = lstm_packed(x, *packs, h0, c0, lengths=lengths, **sizes)
+    y, *states = lstm_packed(x, packs, h0, c0, lengths=lengths, **sizes)
     rows = x.flatten(0, 1)[place]
-    actual = lstm_packed(rows, *packs, h0, c0, batch_sizes=batch_sizes, batch_first=batch_first, **sizes)
+    actual = lstm_packed(rows, packs, h0, c0, batch_sizes=batch_sizes, batch_first=batch_first, **sizes)
     assert_same(actual, (y.flatten(0, 1)[place], *states))
 
 
@@ -103,9 +100,9 @@ def test_padding_is_not_read_and_inputs_are_not_written():
     x, h0, c0 = case(2, 2, 0, 4, 3)
     lengths = torch.tensor([4, 0, 2])
     before = h0.clone(), c0.clone()
-    expected = lstm_packed(x, *packs, h0, c0, hidden_size=H, bidirectional=True, lengths=lengths)
+    expected = lstm_packed(x, packs, h0, c0, hidden_size=H, bidirectional=True, lengths=lengths)
     x[:, 1] = x[2:, 2] = float("nan")
-    actual = lstm_packed(x, *packs, h0, c0, hidden_size=H, bidirectional=True, lengths=lengths)
+    actual = lstm_packed(x, packs, h0, c0, hidden_size=H, bidirectional=True, lengths=lengths)
     assert_same(actual, expected)
     assert_same((h0, c0), before)
     assert_same(actual[1][:, 1], h0[:, 1])
@@ -116,7 +113,7 @@ def test_padding_is_not_read_and_inputs_are_not_written():
 def test_nothing_to_do(T, B):
     packs = packed_layers(1, 2, I, H, 0, torch.float32, True)
     x, h0, c0 = case(1, 2, 0, T, B)
-    y, *states = lstm_packed(x, *packs, h0, c0, hidden_size=H, bidirectional=True)
+    y, *states = lstm_packed(x, packs, h0, c0, hidden_size=H, bidirectional=True)
     assert y.shape == (T, B, 2 * H)
     assert_same(states, [h0, c0])
 
@@ -129,22 +126,14 @@ def test_nothing_to_do(T, B):
         (dict(x=torch.zeros(3, 2, I).double()), "x must be float32, got Double"),
         (
             dict(x=torch.zeros(3, 2, 9)),
-            r"packed, of w_ih, must be packed from a weight of \[132, 9\], got one of \[",
+            r"packed must be packed from a weight of \[132, 9\], got one of \[",
         ),
         (dict(hidden_size=32), r"h0 must be \[L\*D, B, H\] = \[1, 2, 32\], got \[1, 2, 33\]"),
         (dict(hidden_size=0), "hidden_size must be positive, got 0"),
         (dict(proj_size=-1), "proj_size must not be negative, got -1"),
-        (dict(bidirectional=True), "packed must be two for each layer and direction, got 2"),
-        (dict(packed=[]), "packed must be two for each layer and direction, got 0"),
-        (
-            dict(packed=[torch.zeros(99, dtype=torch.uint8)] * 2),
-            "packed, of w_ih, is no packed weight of this op",
-        ),
-        (
-            dict(bias=[torch.zeros(132)] * 2),
-            "bias must be one for each layer and direction = 1, or none, got 2",
-        ),
-        (dict(bias=[torch.zeros(131)]), r"bias must be \[4H\] = \[132\], got \[131\]"),
+        (dict(bidirectional=True), "packed must be one for each layer and direction, got 1"),
+        (dict(packed=[]), "packed must be one for each layer and direction, got 0"),
+        (dict(packed=[torch.zeros(99, dtype=torch.uint8)]), "packed is no packed weight of this op"),
         (dict(h0=None), "h0 and c0 must both be given, or both be None"),
         (dict(c0=torch.zeros(1, 3, H)), r"c0 must be \[L\*D, B, H\] = \[1, 2, 33\], got \[1, 3, 33\]"),
         (dict(lengths=torch.tensor([3, 4])), "lengths must be within 0..T = 0..3, got 4 at row 1"),
@@ -162,11 +151,32 @@ def test_nothing_to_do(T, B):
             "lengths and cont must be None with batch_sizes, got a tensor",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_errors_name_the_argument(change, message):
-    packed, bias = packed_layers(1, 1, I, H, 0, torch.float32, True)
+    packed = packed_layers(1, 1, I, H, 0, torch.float32, True)
     x, h0, c0 = case(1, 1, 0, 3, 2)
-    arguments = dict(x=x, packed=packed, bias=bias, h0=h0, c0=c0, hidden_size=H) | change
+    arguments = dict(x=x, packed=packed, h0=h0, c0=c0, hidden_size=H) | change
     with pytest.raises(ValueError, match=f"lstm_packed: {message}"):
         lstm_packed(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(w_ih=torch.zeros(20)), r"w_ih must be \[4H, I\], got \[20\]"),
+        (dict(w_ih=torch.zeros(16, 3)), r"w_ih must be \[4H, I\] = \[20, 3\], got \[16, 3\]"),
+        (dict(w_hh=torch.zeros(20, 4)), r"w_hh must be \[4H, H\] = \[20, 5\], got \[20, 4\]"),
+        (dict(w_hh=torch.zeros(18, 5)), r"w_hh must be \[4H, P\], got \[18, 5\]"),
+        (dict(w_hh=torch.zeros(20, 5).double()), "w_hh must be float32, got Double"),
+        (dict(w_ih=torch.zeros(20, 3).half()), "w_ih must have the dtype of w_hh, Float, got Half"),
+        (dict(w_hr=torch.zeros(4, 5)), r"w_hr must be \[P, H\] = \[5, 5\], got \[4, 5\]"),
+        (dict(bias=torch.zeros(19)), r"bias must be \[4H\] = \[20\], got \[19\]"),
+        (dict(dtype=torch.float16), "dtype must be float32, bfloat16 or int8, got Half"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_of_packing(change, message):
+    arguments = dict(w_ih=torch.zeros(20, 3), w_hh=torch.zeros(20, 5)) | change
+    with pytest.raises(ValueError, match=f"lstm_layer_pack: {message}"):
+        lstm_layer_pack(**arguments)

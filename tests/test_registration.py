@@ -9,6 +9,7 @@ from test_ops_layer import layer_inputs
 from test_ops_lstm import make_inputs, make_masks, op_arguments
 from test_ops_lstm_bidirectional import make_pair
 from test_ops_packed import packed_layers
+from test_ops_packed import weights as layer_weights
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lrcn_fast import ops, ops_decode
@@ -27,7 +28,7 @@ def opcheck(name, *arguments, **tolerance):
 def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lrcn_fast::")}
     names = ["lstm", "lstm_backward", "lstm_bidirectional", "lstm_bidirectional_backward", "lstm_packed"]
-    names += ["lstm_layer", "lstm_layer_backward", "lstm_pack", "linear", "linear_pack"]
+    names += ["lstm_layer", "lstm_layer_backward", "lstm_layer_pack", "lstm_pack", "linear", "linear_pack"]
     names += ["decode_pack", "decode_beam", "decode_sample"]
     assert registered == {f"lrcn_fast::{name}" for name in names}
     for name in names:
@@ -127,16 +128,14 @@ def test_lstm_layer_backward(dtype, P):
 def test_lstm_packed(P, dtype):
     lengths, cont = torch.tensor([3, 1]), torch.tensor([[True, True], [False, True], [True, False]])
     for D, batch_first in ((1, False), (1, True), (2, False), (2, True)):
-        packed, bias = packed_layers(2, D, 11, 5, P, dtype, batch_first)
+        packed = packed_layers(2, D, 11, 5, P, dtype, batch_first)
         x = torch.randn(*((2, 3) if batch_first else (3, 2)), 11)
         states = torch.randn(2 * D, 2, P or 5), torch.randn(2 * D, 2, 5)
         sizes = (5, P, D == 2)
-        opcheck("lstm_packed", x, packed, bias, None, None, None, None, None, *sizes, batch_first)
-        opcheck("lstm_packed", x, packed, bias, *states, lengths, None, cont, *sizes, batch_first)
+        opcheck("lstm_packed", x, packed, None, None, None, None, None, *sizes, batch_first)
+        opcheck("lstm_packed", x, packed, *states, lengths, None, cont, *sizes, batch_first)
         rows = x.flatten(0, 1)[:5]
-        opcheck(
-            "lstm_packed", rows, packed, bias, *states, None, torch.tensor([2, 2, 1]), None, *sizes, False
-        )
+        opcheck("lstm_packed", rows, packed, *states, None, torch.tensor([2, 2, 1]), None, *sizes, False)
 
 
 @pytest.mark.parametrize("P", [None, 3])
@@ -144,6 +143,14 @@ def test_lstm_packed(P, dtype):
 def test_lstm_pack(dtype, P):
     _, w_hh, _, _, *w_hr = make_inputs(1, 1, 5, P=P)
     opcheck("lstm_pack", w_hh, w_hr[0] if w_hr else None, dtype)
+
+
+@pytest.mark.parametrize("P", [0, 3])
+@pytest.mark.parametrize("dtype", PACKED)
+def test_lstm_layer_pack(dtype, P):
+    for bias in (False, True):
+        w_ih, w_hh, b, w_hr = layer_weights(1, 1, 11, 5, P, bias)[0]
+        opcheck("lstm_layer_pack", w_ih, w_hh, w_hr, b, dtype)
 
 
 @pytest.mark.parametrize("dtype", PACKED)
@@ -202,6 +209,9 @@ def test_tracing_knows_the_size_of_packed_layers(dtype):
             assert_traced_size("linear_pack", torch.zeros(N, K), dtype)
             assert_traced_size("lstm_pack", torch.zeros(4 * N, N), None, dtype)
             assert_traced_size("lstm_pack", torch.zeros(4 * N, K), torch.zeros(K, N), dtype)
+            w_ih = torch.zeros(4 * N, K)
+            assert_traced_size("lstm_layer_pack", w_ih, torch.zeros(4 * N, N), None, None, dtype)
+            assert_traced_size("lstm_layer_pack", w_ih, torch.zeros(4 * N, 3), torch.zeros(3, N), None, dtype)
 
 
 @pytest.mark.parametrize("dtype", PACKED)

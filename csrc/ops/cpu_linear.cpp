@@ -35,7 +35,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const std::optional<Ten
              torch::headeronly::toString(x.scalar_type()));
   LRCN_CHECK(x.is_contiguous(), "linear: x must be contiguous");
   const int64_t N = out_features, K = x.size(-1);
-  const PackHeader& header = check_packed("linear: packed", packed, kLinearMagic, N, K, false);
+  const PackHeader& header = check_packed("linear: packed", packed, kLinearMagic, N, K, /*projected=*/0);
   if (bias.has_value()) check("linear: bias", *bias, "[N]", {N}, "x", x);
 
   std::vector<int64_t> sizes;

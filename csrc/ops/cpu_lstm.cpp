@@ -55,7 +55,7 @@ Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dty
   if (w_hr.has_value()) check("lstm_pack: w_hr", *w_hr, "[P, H]", {P, H}, "w_hh", w_hh);
   PackHeader header{};
   std::memcpy(header.magic, kLstmMagic, sizeof kLstmMagic);
-  header.outputs = 4 * H, header.inputs = P, header.projected = w_hr.has_value() ? 1 : 0;
+  header.outputs = 4 * H, header.inputs = P, header.projected = w_hr.has_value() ? P : 0;
   header.type = weight_type("lstm_pack", dtype);
   Tensor packed = new_packed(w_hh, header, lstm_sequence_packed_bytes(H, P, w_hr.has_value(), header.type));
   lstm_sequence_pack(w_hh.const_data_ptr<float>(), data_or_null<float>(w_hr), H, P, header.type,
@@ -101,7 +101,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cpu(const Tensor& xg, const Tensor& w_hh
     lstm_forward_reference(forward_args<double>(shape, xg, w_hh, w_hr, h0, c0, h, c, gates, save_gates));
   } else {
     const Tensor w = packed.has_value() ? *packed : lstm_pack_cpu(w_hh, w_hr, ScalarType::Float);
-    const PackHeader& header = check_packed("lstm: packed", w, kLstmMagic, 4 * n.H, n.P, n.projects);
+    const PackHeader& header =
+        check_packed("lstm: packed", w, kLstmMagic, 4 * n.H, n.P, n.projects ? n.P : 0);
     lstm_forward(forward_args<float>(shape, xg, w_hh, w_hr, h0, c0, h, c, gates, save_gates), weights_of(w),
                  header.type, torch_pool());
   }

@@ -34,6 +34,5 @@ struct PackedRows {
 PackedRows read_batch_sizes(const std::string& op, const Tensor& batch_sizes, int64_t batch, int64_t rows);
 
 Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype);
-Tensor linear_pack_cpu(const Tensor& w, ScalarType dtype);
 
 }  // namespace lrcn::ops

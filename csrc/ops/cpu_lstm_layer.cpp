@@ -13,7 +13,6 @@
 #include "../core/outer.h"
 #include "../core/simd/table.h"
 #include "cpu_lstm.h"
-#include "packed.h"
 #include "pool.h"
 
 namespace lrcn::ops {
@@ -142,13 +141,15 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
     lstm_forward_reference(args(0.0, row));
     return {h, c, gates};
   }
-  const Tensor ih = linear_pack_cpu(w_ih, ScalarType::Float),
-               hh = lstm_pack_cpu(w_hh, w_hr, ScalarType::Float);
-  const LstmInput input{x.const_data_ptr<float>(),
-                        {weights_of(ih), WeightType::kFloat32, 4 * n.H, layer.inputs},
-                        data_or_null<float>(bias)};
-  lstm_forward(args(0.0f, static_cast<const float*>(nullptr)), weights_of(hh), WeightType::kFloat32,
-               torch_pool(), &input);
+  const WeightType type = WeightType::kFloat32;
+  const PackedBuffer ih = allocate_packed(lstm_packed_bytes(n.H, layer.inputs, 0, type));
+  lstm_pack(w_ih.const_data_ptr<float>(), layer.inputs, layer.inputs, nullptr, 0, n.H, type, ih.get(),
+            torch_pool());
+  const PackedBuffer hh = allocate_packed(lstm_sequence_packed_bytes(n.H, n.P, n.projects, type));
+  lstm_sequence_pack(w_hh.const_data_ptr<float>(), data_or_null<float>(w_hr), n.H, n.P, type, hh.get(),
+                     torch_pool());
+  const LstmInput input{x.const_data_ptr<float>(), layer.inputs, ih.get(), type, data_or_null<float>(bias)};
+  lstm_forward(args(0.0f, static_cast<const float*>(nullptr)), hh.get(), type, torch_pool(), &input);
   return {h, c, gates};
 }
 

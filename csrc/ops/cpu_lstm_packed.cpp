@@ -1,8 +1,9 @@
-// The lstm_packed op: inference of a whole LSTM, all layers and directions, in one call.
+// The lstm_packed op: inference of a whole LSTM, all layers and directions, in one call; and its weights.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -24,31 +25,64 @@ Tensor new_float(const std::vector<int64_t>& sizes) {
   return Tensor(handle);
 }
 
-// The packed weights of one direction of one layer.
-struct Direction {
-  const Tensor& ih;
-  const Tensor& hh;
-  const float* bias;  // [4H] or null
-  bool projects;
+// A packed direction, behind its header: bias [4H] in whole cache lines, w_ih, then w_hh and w_hr.
+struct Parts {
+  int64_t w_ih, w_hh, bytes;
+
+  Parts(int64_t I, int64_t H, int64_t P, bool projects, WeightType type)
+      : w_ih((4 * H * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64),
+        w_hh(w_ih + lstm_packed_bytes(H, I, 0, type)),
+        bytes(w_hh + lstm_sequence_packed_bytes(H, P, projects, type)) {}
 };
 
-// x [.., inputs] to h, whose rows are `stride` apart; h0 [B, P] or null; h_n [B, P]; c [B, H]: before, then
-// after.
-void run_direction(const Direction& weights, const LstmShape& s, const float* x, int64_t inputs,
+Tensor lstm_layer_pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& w_hr,
+                           const MaybeTensor& bias, ScalarType dtype) {
+  const bool projects = w_hr.has_value();
+  LRCN_CHECK(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0, "lstm_layer_pack: w_hh must be [4H, P], got ",
+             shape_of(w_hh));
+  LRCN_CHECK(w_hh.scalar_type() == ScalarType::Float, "lstm_layer_pack: w_hh must be float32, got ",
+             torch::headeronly::toString(w_hh.scalar_type()));
+  LRCN_CHECK(w_ih.dim() == 2, "lstm_layer_pack: w_ih must be [4H, I], got ", shape_of(w_ih));
+  const int64_t I = w_ih.size(1), H = w_hh.size(0) / 4, P = w_hh.size(1);
+  check("lstm_layer_pack: w_ih", w_ih, "[4H, I]", {4 * H, I}, "w_hh", w_hh);
+  check("lstm_layer_pack: w_hh", w_hh, projects ? "[4H, P]" : "[4H, H]", {4 * H, projects ? P : H}, "w_hh",
+        w_hh);
+  if (projects) check("lstm_layer_pack: w_hr", *w_hr, "[P, H]", {P, H}, "w_hh", w_hh);
+  if (bias.has_value()) check("lstm_layer_pack: bias", *bias, "[4H]", {4 * H}, "w_hh", w_hh);
+  PackHeader header{};
+  std::memcpy(header.magic, kLayerMagic, sizeof kLayerMagic);
+  header.outputs = 4 * H, header.inputs = I, header.projected = projects ? P : 0;
+  header.type = weight_type("lstm_layer_pack", dtype);
+  const Parts parts(I, H, P, projects, header.type);
+  Tensor packed = new_packed(w_hh, header, parts.bytes);
+  char* const weights = static_cast<char*>(weights_of(packed));
+  std::memset(weights, 0, parts.w_ih);
+  if (bias.has_value()) std::memcpy(weights, bias->const_data_ptr<float>(), 4 * H * sizeof(float));
+  lstm_pack(w_ih.const_data_ptr<float>(), I, I, nullptr, 0, H, header.type, weights + parts.w_ih,
+            torch_pool());
+  lstm_sequence_pack(w_hh.const_data_ptr<float>(), data_or_null<float>(w_hr), H, P, header.type,
+                     weights + parts.w_hh, torch_pool());
+  return packed;
+}
+
+// One direction of one layer: x [.., inputs] to h, whose rows are `stride` apart; h0 [B, P] or null; h_n [B,
+// P]; c [B, H]: before, then after.
+void run_direction(const Tensor& packed, bool projects, const LstmShape& s, const float* x, int64_t inputs,
                    const float* h0, float* h, int64_t stride, float* h_n, float* c) {
   const int64_t H = s.hidden, P = s.proj;
-  const PackHeader& header_ih =
-      check_packed("lstm_packed: packed, of w_ih,", weights.ih, kLinearMagic, 4 * H, inputs, false);
-  const PackHeader& header_hh =
-      check_packed("lstm_packed: packed, of w_hh,", weights.hh, kLstmMagic, 4 * H, P, weights.projects);
-  const LstmInput input{x, {weights_of(weights.ih), header_ih.type, 4 * H, inputs}, weights.bias};
+  const PackHeader& header =
+      check_packed("lstm_packed: packed", packed, kLayerMagic, 4 * H, inputs, projects ? P : 0);
+  const Parts parts(inputs, H, P, projects, header.type);
+  const char* const weights = static_cast<const char*>(weights_of(packed));
+  const LstmInput input{x, inputs, weights + parts.w_ih, header.type,
+                        reinterpret_cast<const float*>(weights)};
   LstmForward<float> args{};
   args.shape = s;
-  args.w_hr = weights.projects ? static_cast<const float*>(weights_of(weights.hh)) : nullptr;
+  args.w_hr = projects ? reinterpret_cast<const float*>(weights + parts.w_hh) : nullptr;
   args.h0 = h0;
   args.h = h, args.h_stride = stride;
   args.c = c, args.last_cell = true;
-  lstm_forward(args, weights_of(weights.hh), header_hh.type, torch_pool(), &input);
+  lstm_forward(args, weights + parts.w_hh, header.type, torch_pool(), &input);
   for (int64_t b = 0; b < s.batch; ++b, h_n += P) {
     const int64_t length = s.length(b);
     if (length > 0)
@@ -61,11 +95,10 @@ void run_direction(const Direction& weights, const LstmShape& s, const float* x,
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::vector<Tensor>& packed,
-                                                   const std::vector<Tensor>& bias, const MaybeTensor& h0,
-                                                   const MaybeTensor& c0, const MaybeTensor& lengths,
-                                                   const MaybeTensor& batch_sizes, const MaybeTensor& cont,
-                                                   int64_t hidden_size, int64_t proj_size, bool bidirectional,
-                                                   bool batch_first) {
+                                                   const MaybeTensor& h0, const MaybeTensor& c0,
+                                                   const MaybeTensor& lengths, const MaybeTensor& batch_sizes,
+                                                   const MaybeTensor& cont, int64_t hidden_size,
+                                                   int64_t proj_size, bool bidirectional, bool batch_first) {
   const bool is_packed = batch_sizes.has_value(), projects = proj_size > 0;
   const char* layout = is_packed ? "[N, I]" : batch_first ? "[B, T, I]" : "[T, B, I]";
   LRCN_CHECK(x.dim() == (is_packed ? 2 : 3), "lstm_packed: x must be ", layout, ", got ", shape_of(x));
@@ -74,12 +107,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
   LRCN_CHECK(x.is_contiguous(), "lstm_packed: x must be contiguous");
   LRCN_CHECK(hidden_size > 0, "lstm_packed: hidden_size must be positive, got ", hidden_size);
   LRCN_CHECK(proj_size >= 0, "lstm_packed: proj_size must not be negative, got ", proj_size);
-  const size_t D = bidirectional ? 2 : 1, LD = packed.size() / 2;
-  LRCN_CHECK(LD > 0 && packed.size() == 2 * LD && LD % D == 0,
-             "lstm_packed: packed must be two for each layer and direction, got ", packed.size());
-  LRCN_CHECK(bias.empty() || bias.size() == LD,
-             "lstm_packed: bias must be one for each layer and direction = ", LD, ", or none, got ",
-             bias.size());
+  const size_t D = bidirectional ? 2 : 1, LD = packed.size();
+  LRCN_CHECK(LD > 0 && LD % D == 0, "lstm_packed: packed must be one for each layer and direction, got ", LD);
   LRCN_CHECK(h0.has_value() == c0.has_value(), "lstm_packed: h0 and c0 must both be given, or both be None");
   LRCN_CHECK(!is_packed || c0.has_value(), "lstm_packed: h0 and c0 must be given with batch_sizes, got None");
   LRCN_CHECK(!is_packed || c0->dim() == 3, "lstm_packed: c0 must be [L*D, B, H], got ", shape_of(*c0));
@@ -95,7 +124,6 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
     check("lstm_packed: h0", *h0, projects ? "[L*D, B, P]" : "[L*D, B, H]", {parts, n.B, n.P}, "x", x);
     check("lstm_packed: c0", *c0, "[L*D, B, H]", {parts, n.B, n.H}, "x", x);
   }
-  for (const Tensor& b : bias) check("lstm_packed: bias", b, "[4H]", {4 * n.H}, "x", x);
   check_masks("lstm_packed", "x", x, n, lengths, cont);
   LstmShape shape = make_shape("lstm_packed", n, lengths, cont, false);
   shape.batch_first = batch_first && !is_packed;
@@ -120,9 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
       const size_t part = i + d;
       const int64_t states = static_cast<int64_t>(part) * n.B;
       shape.reverse = d == 1;
-      run_direction({packed[2 * part], packed[2 * part + 1],
-                     bias.empty() ? nullptr : bias[part].const_data_ptr<float>(), projects},
-                    shape, in.const_data_ptr<float>(), in.size(-1),
+      run_direction(packed[part], projects, shape, in.const_data_ptr<float>(), in.size(-1),
                     h_first == nullptr ? nullptr : h_first + states * n.P,
                     y.mutable_data_ptr<float>() + static_cast<int64_t>(d) * n.P, width, h_last + states * n.P,
                     c_last + states * n.H);
@@ -134,6 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lrcn_fast, CPU, m) {
+  m.impl("lstm_layer_pack", TORCH_BOX(&lstm_layer_pack_cpu));
   m.impl("lstm_packed", TORCH_BOX(&lstm_packed_cpu));
 }
 

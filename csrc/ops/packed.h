@@ -14,7 +14,7 @@ struct PackHeader {
   char magic[8];
   int64_t outputs;
   int64_t inputs;
-  int64_t projected;  // 1 with w_hr
+  int64_t projected;  // P with w_hr, else 0
   WeightType type;
   char unused[28];
 };
@@ -22,6 +22,7 @@ static_assert(sizeof(PackHeader) == 64);
 
 constexpr char kLinearMagic[8] = {'l', 'r', 'c', 'n', 'l', 'i', 'n', '1'};
 constexpr char kLstmMagic[8] = {'l', 'r', 'c', 'n', 'l', 's', 't', '1'};
+constexpr char kLayerMagic[8] = {'l', 'r', 'c', 'n', 'l', 'a', 'y', '1'};
 
 inline WeightType weight_type(const char* what, ScalarType dtype) {
   if (dtype == ScalarType::Float) return WeightType::kFloat32;
@@ -35,7 +36,7 @@ Tensor new_packed(const Tensor& like, const PackHeader& header, int64_t weight_b
 
 // The header of `packed`, after checking that it is a packed weight of this kind, shape and size.
 const PackHeader& check_packed(const char* what, const Tensor& packed, const char (&magic)[8],
-                               int64_t outputs, int64_t inputs, bool projected);
+                               int64_t outputs, int64_t inputs, int64_t projected);
 
 inline const void* weights_of(const Tensor& packed) {
   return packed.const_data_ptr<uint8_t>() + sizeof(PackHeader);

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from lrcn_fast import ops, reference
 from lrcn_fast.nn._checks import compute_dtype, in_func_transform
-from lrcn_fast.ops_layer import lstm_layer, lstm_packed
+from lrcn_fast.ops_layer import lstm_layer, lstm_layer_pack, lstm_packed
 
 PACK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -48,8 +48,7 @@ class Weights(NamedTuple):
 class Packs(NamedTuple):
     """Packed weights of all layers and directions, and what they were made from."""
 
-    weights: list[Tensor]  # linear_pack(w_ih), lstm_pack(w_hh, w_hr) of each
-    biases: list[Tensor]  # the sums of both [4H], or nothing
+    weights: list[Tensor]  # lstm_layer_pack of each
     made_from: dict[str, Tensor]
     versions: list[int]
 
@@ -212,15 +211,12 @@ class RecurrentModule(nn.Module):
 
     def _make_packs(self) -> Packs:
         dtype = PACK_DTYPES[self._prepared or "float32"]
-        weights, biases = [], []
         with torch.no_grad():
-            for index in range(len(self._names)):
-                w = self._weights(index)
-                weights += [ops.linear_pack(w.ih, dtype=dtype), ops.lstm_pack(w.hh, w.hr, dtype=dtype)]
-                biases += [w.bias] if w.bias is not None else []
+            directions = [self._weights(index) for index in range(len(self._names))]
+            weights = [lstm_layer_pack(w.ih, w.hh, w.hr, w.bias, dtype=dtype) for w in directions]
         made_from = {name: self._weight(name) for name in self._torch_names()}
         versions = [] if torch.compiler.is_compiling() else [_version(w) for w in made_from.values()]
-        return Packs(weights, biases, made_from, versions)
+        return Packs(weights, made_from, versions)
 
     def _current_packs(self) -> Packs:
         packs = self._packs
@@ -249,7 +245,6 @@ class RecurrentModule(nn.Module):
         return lstm_packed(
             x.float(),
             packs.weights,
-            packs.biases,
             None if h0 is None else h0.float(),
             None if c0 is None else c0.float(),
             hidden_size=self.hidden_size,

@@ -1,0 +1,87 @@
+#include "lstm_projection.h"
+
+#include <algorithm>
+
+#include "pack.h"
+#include "simd/table.h"
+
+namespace lrcn {
+namespace {
+
+// Rows that are projected at once: enough to pay for reading w_ih again, few enough to stay in the last-level
+// cache (8 MB at H = 1024).
+constexpr int64_t kRowsAhead = 512;
+
+}  // namespace
+
+int64_t LstmProjection::rows_of_step(int64_t n) const {
+  const int64_t t = shape_.time(n);
+  int64_t rows = 0;
+  for (int64_t b = 0; b < shape_.batch; ++b) rows += t < shape_.length(b) ? 1 : 0;
+  return rows;
+}
+
+const LstmBlock* LstmProjection::step(int64_t n, const Parallel& parallel) {
+  if (n == next_) project(parallel);
+  const LstmBlock* blocks = blocks_.data() + read_;
+  for (int64_t left = rows_of_step(n); left > 0; left -= rows_of_pass(left)) ++read_;
+  return blocks;
+}
+
+void LstmProjection::project(const Parallel& parallel) {
+  const int64_t panels = lstm_panel_count(shape_.hidden), panel_sums = panels * kPanelColumns;
+  std::vector<const float*> x;
+  std::vector<Pass> passes;
+  std::vector<size_t> pass_of_block;
+  blocks_.clear(), read_ = 0;
+  for (; next_ < shape_.steps && static_cast<int64_t>(x.size()) < kRowsAhead; ++next_) {
+    const int64_t t = shape_.time(next_);
+    int64_t row = static_cast<int64_t>(x.size());
+    for (int64_t b = 0; b < shape_.batch; ++b)
+      if (t < shape_.length(b)) x.push_back(input_.x + shape_.row(t, b) * input_.size);
+    for (int64_t left = static_cast<int64_t>(x.size()) - row, rows; left > 0; left -= rows, row += rows) {
+      rows = rows_of_pass(left);
+      if (passes.empty() || passes.back().rows + rows > kRowsPerPass) passes.push_back({row, 0, nullptr});
+      // For now counted from the pass.
+      blocks_.push_back({nullptr, row - passes.back().first});
+      pass_of_block.push_back(passes.size() - 1);
+      passes.back().rows += rows;
+    }
+  }
+  const auto rows = static_cast<int64_t>(x.size());
+  if (capacity_ < rows) {
+    sums_ = allocate_packed(rows * panel_sums * static_cast<int64_t>(sizeof(float)));
+    capacity_ = rows;
+  }
+  for (Pass& pass : passes) pass.sums = reinterpret_cast<float*>(sums_.get()) + pass.first * panel_sums;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const Pass& pass = passes[pass_of_block[i]];
+    blocks_[i] = {pass.sums + blocks_[i].stride * kPanelColumns, pass.rows * kPanelColumns};
+  }
+
+  const simd::KernelTable& kernels = simd::kernels();
+  const int64_t H = shape_.hidden, bytes = panel_bytes(input_.size, 0, input_.type);
+  const bool far = is_far(panels * bytes);
+  const DotInput dots(input_.type, rows, x.data(), input_.size, parallel);
+  parallel(panels, panels_per_task(input_.size, rows), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      float bias[kPanelColumns] = {};
+      const int64_t unit = p * kGroupColumns, count = std::min(kGroupColumns, H - unit);
+      for (int64_t gate = 0; input_.bias != nullptr && gate < 4; ++gate)
+        std::copy_n(input_.bias + gate * H + unit, count, bias + gate * kGroupColumns);
+      for (const Pass& pass : passes) {
+        float* sums = pass.sums + p * pass.rows * kPanelColumns;
+        for (int64_t r = 0; r < pass.rows; ++r) std::copy_n(bias, kPanelColumns, sums + r * kPanelColumns);
+        kernels.panel_dot({static_cast<const char*>(input_.w_ih) + p * bytes,
+                           input_.type,
+                           pass.rows,
+                           dots.from(pass.first),
+                           {},
+                           sums,
+                           far});
+      }
+    }
+  });
+}
+
+}  // namespace lrcn
