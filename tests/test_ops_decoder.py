@@ -264,19 +264,6 @@ def test_sampling_matches_the_reference(rules, device):
     compare(model, 3, uniforms=uniforms, prefix=torch.tensor([[5], [6], [7]]), device=device, **options)
 
 
-@pytest.mark.needs_cuda
-def test_sampling_in_several_portions_on_cuda():
-    """More rows than logits are kept of: the draws of 700 images, 12288 words."""
-    model = Model(V=12288, hidden=(9,), F=4, static_layer=0, scale=0.7)
-    uniforms = torch.rand(700, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    options = dict(do_sample=True, num_return_sequences=2, max_new_tokens=2, top_k=50)
-    features = model.features(700)
-    expected = run(model, model.pack(), features, 700, uniforms=uniforms, **options)
-    actual = run(model, model.pack(device="cuda"), features, 700, uniforms=uniforms, **options)
-    # Where rounding decides a number falls on the other side of a border: about one of 1e5, here of 2800.
-    assert (actual[0] == expected[0]).all(-1).float().mean() > 0.998
-
-
 def enumerate_captions(model, features, L):
     """All captions of at most L words with their log-probability, by teacher forcing in float64."""
     captions = {}
@@ -655,31 +642,3 @@ def test_early_stopping_never_finds_what_the_heuristic_misses():
         assert (results[1][2] >= results[0][2]).all()
         differ += not torch.equal(results[0][0], results[1][0])
     assert differ > 0
-
-
-@pytest.mark.needs_cuda
-def test_what_cuda_refuses():
-    model = Model(hidden=(5,), F=3, static_layer=0)
-    packed, ids = model.pack(device="cuda"), dict(bos_id=BOS, eos_id=EOS, pad_id=PAD)
-    with pytest.raises(ValueError, match="uniforms must be on the device of packed"):
-        ops_decode.decode_sample(packed, torch.zeros(2, 3).cuda(), torch.rand(2, 1, 20).double(), **ids)
-    with pytest.raises(ValueError, match="features must be on the device of packed"):
-        ops_decode.decode_beam(packed, torch.zeros(2, 3), **ids)
-    with pytest.raises(ValueError, match="packed must come from decode_pack on CUDA"):
-        ops_decode.decode_beam(model.pack(), torch.zeros(2, 3).cuda(), **ids)
-    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float16 on CUDA, got Char"):
-        model.pack(torch.int8, "cuda")
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("max_new", [1, 3, 4, 5, 12, 64])
-def test_cuda_stops_when_all_images_are_done(max_new):
-    model = Model(V=40, hidden=(9,), F=4, static_layer=0, scale=1.0)
-    model.projection_bias[EOS] += 4.0  # captions end early
-    compare(model, 3, num_beams=3, num_return_sequences=3, max_new_tokens=max_new, device="cuda")
-
-
-@pytest.mark.needs_cuda
-def test_a_real_size_on_cuda():
-    model = Model(V=8801, E=1000, hidden=(1000, 1000), F=1000, static_layer=1, scale=0.5)
-    compare(model, 8, num_beams=5, max_new_tokens=6, device="cuda")

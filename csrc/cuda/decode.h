@@ -1,6 +1,6 @@
 // Launchers of caption decoding: the whole search of a batch of images on the GPU. Plain pointers, sizes and
-// a stream, like lstm.h. Nothing here allocates, copies from or waits for the GPU: every step can be
-// enqueued, or captured in a CUDA graph, before the first has run.
+// a stream, like lstm.h. Nothing here allocates, copies from or waits for the GPU: a whole search can be
+// enqueued before its first step has run.
 //
 // B images, K beams, V vocabulary, E embedding, H_l hidden size of layer l, F image features, P prefix words.
 //
@@ -18,10 +18,19 @@
 //
 // which needs the logits of a row as they are; those of `draw_rows` rows exist at a time.
 //
+// Segments. Step 0, of one row per image, is part of decode_begin. The others come in segments of
+// kDecodeSegment that are launched with the same arguments each time: the step's number is an offset of the
+// launch plus a base on the GPU, which the last kernel of a segment moves on. So a Graph (launch.h) of one
+// segment serves a whole search, and every later one of the same DecodeTask in the same memory: nothing that
+// a segment reads lies elsewhere, but for the model. What differs between these searches is in DecodeInputs,
+// and in what DecodeBuffers says the caller writes. B counts the images there is room for; those that a
+// search does not use are done from the beginning.
+//
 // Rows. Row `image * K + slot` belongs to one hypothesis; its token is -1 where there is none, or none that
 // goes on, and every kernel passes over it. Before the first word an image has one row, number `image`.
 // Once `finished` has counted all searches (images, or captions that are drawn), kernels return at once:
-// steps enqueued too many change nothing.
+// steps enqueued too many change nothing. The last one, max_new - 1, ends every search, so there are none
+// beyond.
 //
 // What a row computes depends on that row only, in a fixed order, so an image's result does not depend on its
 // batch, bit for bit. Arithmetic is float32; the weights of the layers and of the projection may be narrower.
@@ -34,6 +43,9 @@ namespace lrcn::cuda {
 constexpr int kDecodeLayers = 16;
 constexpr int kDecodeRows = 8;   // rows that one warp multiplies with the weights it has loaded
 constexpr int kDecodePart = 64;  // words of one block of `scores`
+// Steps of a segment. The host hears that all searches are done one or two segments late.
+constexpr int kDecodeSegment = 4;
+static_assert(kDecodeSegment % 2 == 0, "a segment ends on the side of the double buffers where it began");
 
 // Rows of weights and activations are padded with zeros to this many numbers.
 constexpr int64_t kDecodePad = 4;
@@ -91,8 +103,10 @@ void decode_pack(const DecodeModel& model, const DecodeWeights& weights, void* s
 
 enum class DecodeStop { kHeuristic, kWhenFull, kNever };  // early_stopping False, True, "never"
 
+// All that the kernels of a segment depend on, beside the model and the memory.
 struct DecodeTask {
-  int64_t images, beams, returned, prefix_length, max_new, min_new, no_repeat_ngram;
+  int64_t images;  // there is room for: decode_room
+  int64_t beams, returned, prefix_length, max_new, min_new, no_repeat_ngram;
   int64_t bos, eos, pad;
   bool feed_bos;
   bool in_slot;  // finished hypotheses keep their place; otherwise they go to a pool
@@ -100,14 +114,9 @@ struct DecodeTask {
   bool sample;   // with in_slot: every beam is a caption drawn by itself, and the best of them come first
   DecodeStop stop;
   float repetition_penalty;
-  bool longer_is_kinder;   // length_penalty > 0
-  const float* features;   // [B, F], or nullptr
-  const int64_t* prefix;   // [B, P], or nullptr
-  const float* norms;      // [P + max_new + 1]: what a sum of so many words is divided by
-  const uint32_t* banned;  // [2, ceil(V / 32)] one bit a word: before min_new words, and after
+  bool longer_is_kinder;  // length_penalty > 0
 
   // Of sampling, with the meaning of csrc/core/sampling.h.
-  const double* uniforms;  // [B, K, max_new]
   float logit_scale;
   int64_t top_k;
   double top_p;
@@ -121,9 +130,27 @@ struct DecodeTask {
   bool reads_history() const { return no_repeat_ngram > 0 || repetition_penalty != 1.0f; }
 };
 
-// Counters that begin at 0 and are read by the host: searches that are done, and what went wrong.
+// A grid's y holds no more.
+constexpr int64_t kDecodeMostRows = int64_t{65535} * kDecodeRows;
+// Images that memory is made for when there are `images` with `beams` rows each, at most kDecodeMostRows in
+// all: the next power of two, so that there are few sizes.
+constexpr int64_t decode_room(int64_t images, int64_t beams) {
+  int64_t room = images < 1 ? 0 : 1;
+  while (room < images) room *= 2;
+  return room * beams <= kDecodeMostRows ? room : kDecodeMostRows / beams;
+}
+
+// One search.
+struct DecodeInputs {
+  int64_t images;         // at most those of the task
+  const float* features;  // [images, F], or nullptr
+  const int64_t* prefix;  // [images, P], or nullptr
+};
+
+// Counters that begin at 0. The host reads how many searches are done, and what went wrong.
 struct DecodeProgress {
   uint32_t finished, not_finite, no_word, bad_feature, bad_prefix;
+  uint32_t base;  // steps of the segments that are over
 };
 
 struct DecodeImage {
@@ -147,6 +174,11 @@ struct DecodeCandidate {
 };
 
 struct DecodeBuffers {
+  // Written by the caller before a search.
+  float* norms;      // [P + max_new + 1]: what a sum of so many words is divided by
+  uint32_t* banned;  // [2, ceil(V / 32)] one bit a word: before min_new words, and after
+  double* uniforms;  // [B, K, max_new] when sampling
+
   DecodeProgress* progress;
   int32_t* fed;            // [1 + P, B] BOS and the prefix
   float* features;         // [B, F] padded
@@ -170,12 +202,12 @@ struct DecodeBuffers {
   float* logits;           // [draw_rows, V] after the token rules, when sampling
   double* mass;            // [rows, parts] what may be drawn of each part, when sampling
 };
-// Carves the buffers of one search out of zeros that are 16-byte aligned; `gap` and `visit` as above. Returns
-// the bytes in all; `workspace` may be nullptr for those alone.
+// Carves the buffers out of 16-byte aligned memory, which is zeros before each search; `gap` and `visit` as
+// above. Returns the bytes in all; `workspace` may be nullptr for those alone.
 int64_t decode_buffers(const DecodeShape& shape, const DecodeTask& task, void* workspace,
                        DecodeBuffers* buffers, int64_t gap = 0, DecodeVisit visit = nullptr);
 
-// n sequences per image, best first. Missing hypotheses have length 0 and score -inf.
+// n sequences per image of the search, best first. Missing hypotheses have length 0 and score -inf.
 struct DecodeResult {
   int64_t* sequences;  // [B, n, P + max_new], then pad
   int64_t* lengths;    // [B, n]
@@ -183,15 +215,26 @@ struct DecodeResult {
   float* logprobs;     // [B, n, P + max_new], 0 for the prefix and after the end
 };
 
-// A search: begin, steps 0 .. max_new - 1, end. Steps after the last image is done may be left out.
+// A search: begin, decode_segments(task) times a segment, end. Segments after the last image is done may be
+// left out.
 void decode_begin(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                  Stream stream);
-void decode_step(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers, int64_t t,
-                 Stream stream);
-void decode_end(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeResult& result,
-                Stream stream);
+                  const DecodeInputs& inputs, Stream stream);
+void decode_segment(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
+                    Stream stream);
+void decode_end(const DecodeTask& task, const DecodeBuffers& buffers, int64_t images,
+                const DecodeResult& result, Stream stream);
+inline int64_t decode_segments(const DecodeTask& task) {
+  return (task.max_new - 1 + kDecodeSegment - 1) / kDecodeSegment;
+}
 
 // --- the kernels of a step, for decode_search.cu ---------------------------------------------------
+
+// The number of a step, t: the base of its segment plus `offset`, which is 0 for step 0 and else 1 ..
+// kDecodeSegment. t and offset are odd and even together.
+struct DecodeStep {
+  const DecodeProgress* progress;
+  int64_t offset;
+};
 
 // Rows of one launch. A row is live unless its token is negative.
 struct DecodeRows {
@@ -238,16 +281,17 @@ inline int64_t decode_kept(const DecodeTask& task) {
 }
 // `rows` are those from first_row on; h is [*, H_top] padded of all.
 void decode_scores(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                   const DecodeRows& rows, int64_t first_row, const float* h, int64_t t, Stream stream);
+                   const DecodeRows& rows, int64_t first_row, const float* h, DecodeStep step, Stream stream);
 void decode_merge(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                  const DecodeRows& rows, int64_t t, Stream stream);
+                  const DecodeRows& rows, DecodeStep step, Stream stream);
 // After decode_scores of the same `rows` rows.
 void decode_draw(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                 int64_t first_row, int64_t rows, int64_t t, Stream stream);
-void decode_history(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeRows& rows, int64_t t,
-                    Stream stream);
-void decode_beam(const DecodeTask& task, const DecodeBuffers& buffers, int64_t t, Stream stream);
+                 int64_t first_row, int64_t rows, DecodeStep step, Stream stream);
+void decode_history(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeRows& rows,
+                    DecodeStep step, Stream stream);
+void decode_beam(const DecodeTask& task, const DecodeBuffers& buffers, DecodeStep step, Stream stream);
 void decode_start(const DecodeShape& shape, const DecodeTask& task, const DecodeBuffers& buffers,
-                  Stream stream);
+                  const DecodeInputs& inputs, Stream stream);
+void decode_advance(const DecodeBuffers& buffers, Stream stream);  // to the next segment
 
 }  // namespace lrcn::cuda

@@ -14,7 +14,8 @@ namespace {
 constexpr int32_t kStay = -1;  // "token" of a hypothesis that competes without growing
 
 struct Start {
-  int64_t images, beams, roots, vocab, features, stride, prefix_length, bos;  // stride: features padded
+  int64_t images, room, beams, roots, vocab, features, stride;  // stride: features padded
+  int64_t prefix_length, bos;
   const float* from_features;
   const int64_t* prefix;
   DecodeProgress* progress;
@@ -22,12 +23,21 @@ struct Start {
   float* to_features;
   DecodeImage* state;
   DecodeSlot* slots;
+  int32_t* tokens;
 };
 
 // A block of 32 threads prepares one image: checks and copies what the caller gave, and plants the roots.
+// From `images` on there is nothing to search: they are done.
 __global__ void __launch_bounds__(32) decode_start_kernel(Start args) {
   const int64_t image = block_index();
   const unsigned lane = lane_index();
+  if (image >= args.images) {
+    for (int64_t i = lane; i < args.beams; i += 32) args.tokens[image * args.beams + i] = -1;
+    if (lane != 0) return;
+    args.state[image] = {1, 0, 0, 0};
+    add_relaxed(&args.progress->finished, static_cast<uint32_t>(args.roots));  // one each search
+    return;
+  }
   for (int64_t i = lane; i < args.features; i += 32) {
     const float x = args.from_features[image * args.features + i];
     if (!is_finite(x)) add_relaxed(&args.progress->bad_feature, 1);
@@ -37,7 +47,7 @@ __global__ void __launch_bounds__(32) decode_start_kernel(Start args) {
     const int64_t word = args.prefix[image * args.prefix_length + i];
     const bool valid = word >= 0 && word < args.vocab;
     if (!valid) add_relaxed(&args.progress->bad_prefix, 1);
-    args.fed[(1 + i) * args.images + image] = valid ? static_cast<int32_t>(word) : 0;
+    args.fed[(1 + i) * args.room + image] = valid ? static_cast<int32_t>(word) : 0;
   }
   for (int64_t i = lane; i < args.roots; i += 32) args.slots[image * args.beams + i] = {-1, 0, 0, 0, 0.0f};
   if (lane != 0) return;
@@ -81,10 +91,11 @@ LRCN_DEVICE bool pool_is_final(const Beam& args, const DecodePooled* pool, int64
   return !((args.stop == DecodeStop::kNever ? bound : now) > pool[args.beams - 1].score);
 }
 
-__global__ void __launch_bounds__(32) decode_beam_kernel(Beam args, int64_t t) {
+__global__ void __launch_bounds__(32) decode_beam_kernel(Beam args, DecodeStep step) {
   const int64_t image = block_index(), K = args.beams;
   DecodeImage& state = args.state[image];
   if (state.done != 0) return;
+  const int64_t t = number_of(step);
   const int lane = static_cast<int>(lane_index());
   const int64_t slots = state.slots, first_row = t == 0 ? image : image * K;
   const DecodeSlot* const now = args.slots + (t % 2 * args.images + image) * K;
@@ -190,10 +201,10 @@ struct History {
 };
 
 // A warp lists one row's words, oldest first, and then those that have a rule of their own, each once.
-__global__ void __launch_bounds__(32) decode_history_kernel(DecodeRows rows, History args, int64_t t) {
+__global__ void __launch_bounds__(32) decode_history_kernel(DecodeRows rows, History args, DecodeStep step) {
   const int64_t row = block_index(), image = row / rows.per_image;
   if (all_done(rows) || !is_live(rows, row)) return;
-  const int64_t P = args.prefix_length, count = P + t, n = args.no_repeat_ngram;
+  const int64_t P = args.prefix_length, count = P + number_of(step), n = args.no_repeat_ngram;
   int32_t* const words = args.history + row * args.stride;
   for (int64_t i = lane_index(); i < P; i += 32) words[i] = args.fed[(1 + i) * args.images + image];
   if (lane_index() == 0) {
@@ -221,8 +232,13 @@ __global__ void __launch_bounds__(32) decode_history_kernel(DecodeRows rows, His
   }
 }
 
+// One thread: the steps that come have the next numbers.
+__global__ void __launch_bounds__(32) decode_advance_kernel(DecodeProgress* progress) {
+  if (thread_index() == 0) progress->base += kDecodeSegment;
+}
+
 struct End {
-  int64_t images, beams, returned, prefix_length, longest, pad, width, nodes_stride;
+  int64_t room, beams, returned, prefix_length, longest, pad, width, nodes_stride;
   bool in_slot, sample;
   const float* norms;
   const int32_t* fed;
@@ -238,7 +254,7 @@ __global__ void __launch_bounds__(32) decode_end_kernel(End args) {
   const int64_t image = block_index() / args.returned, at = block_index() % args.returned;
   const int64_t P = args.prefix_length;
   const DecodeImage state = args.state[image];
-  const DecodeSlot* const slots = args.slots + (state.side * args.images + image) * args.beams;
+  const DecodeSlot* const slots = args.slots + (state.side * args.room + image) * args.beams;
   const DecodePooled* const pool = args.pool + image * args.beams;
   const DecodeNode* const nodes = args.nodes + image * args.nodes_stride;
   const bool found = at < (args.in_slot ? state.slots : state.pooled);
@@ -262,7 +278,7 @@ __global__ void __launch_bounds__(32) decode_end_kernel(End args) {
   float* const logprobs = args.result.logprobs + place * args.longest;
   for (int64_t i = lane_index(); i < args.longest; i += 32) {
     if (i >= P && i < length) continue;  // written below
-    sequence[i] = i < length ? args.fed[(1 + i) * args.images + image] : args.pad;
+    sequence[i] = i < length ? args.fed[(1 + i) * args.room + image] : args.pad;
     logprobs[i] = 0.0f;
   }
   if (lane_index() != 0) return;
@@ -279,53 +295,58 @@ __global__ void __launch_bounds__(32) decode_end_kernel(End args) {
 }  // namespace
 
 void decode_start(const DecodeShape& shape, const DecodeTask& task, const DecodeBuffers& buffers,
-                  Stream stream) {
+                  const DecodeInputs& inputs, Stream stream) {
   Start args{};
-  args.images = task.images, args.beams = task.beams, args.roots = task.sample ? task.beams : 1;
+  args.images = inputs.images, args.room = task.images, args.beams = task.beams;
+  args.roots = task.sample ? task.beams : 1;
   args.vocab = shape.vocab, args.features = shape.features(), args.stride = decode_padded(shape.features());
   args.prefix_length = task.prefix_length, args.bos = task.bos;
-  args.from_features = task.features, args.prefix = task.prefix, args.progress = buffers.progress;
+  args.from_features = inputs.features, args.prefix = inputs.prefix, args.progress = buffers.progress;
   args.fed = buffers.fed, args.to_features = buffers.features, args.state = buffers.images;
-  args.slots = buffers.slots;
+  args.slots = buffers.slots, args.tokens = buffers.tokens;
   launch(decode_start_kernel, {static_cast<unsigned>(task.images)}, 32, 1, 0, stream, args);
 }
 
-void decode_beam(const DecodeTask& task, const DecodeBuffers& buffers, int64_t t, Stream stream) {
+void decode_beam(const DecodeTask& task, const DecodeBuffers& buffers, DecodeStep step, Stream stream) {
   Beam args{};
   args.images = task.images, args.beams = task.beams, args.returned = task.returned;
   args.prefix_length = task.prefix_length, args.max_new = task.max_new, args.width = task.width();
   args.eos = static_cast<int32_t>(task.eos), args.in_slot = task.in_slot;
-  args.longer_is_kinder = task.longer_is_kinder, args.stop = task.stop, args.norms = task.norms;
+  args.longer_is_kinder = task.longer_is_kinder, args.stop = task.stop, args.norms = buffers.norms;
   args.state = buffers.images, args.slots = buffers.slots, args.nodes = buffers.nodes;
   args.pool = buffers.pool, args.tokens = buffers.tokens, args.parents = buffers.parents;
   args.lists = buffers.lists, args.list_count = buffers.list_count, args.progress = buffers.progress;
   launch(decode_beam_kernel, {static_cast<unsigned>(task.images)}, 32, 1,
-         static_cast<size_t>(task.beams) * sizeof(uint32_t), stream, args, t);
+         static_cast<size_t>(task.beams) * sizeof(uint32_t), stream, args, step);
 }
 
-void decode_history(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeRows& rows, int64_t t,
-                    Stream stream) {
+void decode_history(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeRows& rows,
+                    DecodeStep step, Stream stream) {
   History args{};
   args.images = task.images, args.beams = task.beams, args.prefix_length = task.prefix_length;
   args.stride = task.longest(), args.no_repeat_ngram = task.no_repeat_ngram;
   args.penalises = task.repetition_penalty != 1.0f, args.fed = buffers.fed;
-  args.slots = buffers.slots + (task.sample ? 0 : t % 2) * task.images * task.beams;
+  args.slots = buffers.slots + (task.sample ? 0 : step.offset % 2) * task.images * task.beams;
   args.nodes = buffers.nodes, args.nodes_stride = task.max_new * task.width();
   args.history = buffers.history, args.special = buffers.special;
-  launch(decode_history_kernel, {static_cast<unsigned>(rows.count)}, 32, 1, 0, stream, rows, args, t);
+  launch(decode_history_kernel, {static_cast<unsigned>(rows.count)}, 32, 1, 0, stream, rows, args, step);
 }
 
-void decode_end(const DecodeTask& task, const DecodeBuffers& buffers, const DecodeResult& result,
-                Stream stream) {
-  if (task.images == 0) return;
+void decode_advance(const DecodeBuffers& buffers, Stream stream) {
+  launch(decode_advance_kernel, {1}, 32, 1, 0, stream, buffers.progress);
+}
+
+void decode_end(const DecodeTask& task, const DecodeBuffers& buffers, int64_t images,
+                const DecodeResult& result, Stream stream) {
+  if (images == 0) return;
   End args{};
-  args.images = task.images, args.beams = task.beams, args.returned = task.returned;
+  args.room = task.images, args.beams = task.beams, args.returned = task.returned;
   args.prefix_length = task.prefix_length, args.longest = task.longest(), args.pad = task.pad;
   args.width = task.width(), args.nodes_stride = task.max_new * task.width();
-  args.in_slot = task.in_slot, args.sample = task.sample, args.norms = task.norms;
+  args.in_slot = task.in_slot, args.sample = task.sample, args.norms = buffers.norms;
   args.fed = buffers.fed, args.state = buffers.images, args.slots = buffers.slots;
   args.nodes = buffers.nodes, args.pool = buffers.pool, args.result = result;
-  launch(decode_end_kernel, {static_cast<unsigned>(task.images * task.returned)}, 32, 1, 0, stream, args);
+  launch(decode_end_kernel, {static_cast<unsigned>(images * task.returned)}, 32, 1, 0, stream, args);
 }
 
 }  // namespace lrcn::cuda

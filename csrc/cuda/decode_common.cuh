@@ -22,6 +22,9 @@ LRCN_DEVICE bool is_finite(float x) {
 LRCN_DEVICE bool all_done(const DecodeRows& rows) {
   return rows.progress->finished >= rows.searches;
 }
+LRCN_DEVICE int64_t number_of(const DecodeStep& step) {
+  return step.progress->base + step.offset;
+}
 LRCN_DEVICE bool is_live(const DecodeRows& rows, int64_t row) {
   return row < rows.count && (rows.tokens == nullptr || rows.tokens[row] >= 0);
 }

@@ -33,7 +33,8 @@ struct Draw {
   const float *max, *sum;  // [rows, parts] of all
   const int32_t* special;
   const float* special_logit;
-  int64_t special_count, special_stride;
+  int64_t special_stride;
+  bool reads_history;
   double* mass;  // [B, n, parts]
   DecodeSlot* slots;
   DecodeNode* nodes;
@@ -96,7 +97,8 @@ LRCN_DEVICE int64_t find_mass(int64_t count, double target, double& before, F&& 
   return last;
 }
 
-__global__ void __launch_bounds__(kMostWarps * 32) decode_draw_kernel(Draw args, int64_t t) {
+__global__ void __launch_bounds__(kMostWarps * 32) decode_draw_kernel(Draw args, DecodeStep step) {
+  const int64_t t = number_of(step);
   const int64_t draw = args.first + block_index(), image = draw / args.beams;
   const int64_t row = t == 0 ? image : draw;  // before the first word an image's draws are one row
   if (t > 0 && args.tokens[draw] < 0) return;
@@ -199,7 +201,8 @@ __global__ void __launch_bounds__(kMostWarps * 32) decode_draw_kernel(Draw args,
   // Its own logit: that of a word with a rule is among the reports.
   float logit = word < 0 ? 0.0f : logits[word];
   int listed = 0;
-  for (int64_t i = lane; i < args.special_count; i += 32)
+  const int64_t special_count = args.reads_history ? args.prefix_length + t : 0;
+  for (int64_t i = lane; i < special_count; i += 32)
     if (word >= 0 && args.special[row * args.special_stride + i] == word) listed = static_cast<int>(i) + 1;
   listed = warp_most(listed);
   if (lane != 0) return;
@@ -227,24 +230,23 @@ __global__ void __launch_bounds__(kMostWarps * 32) decode_draw_kernel(Draw args,
 }  // namespace
 
 void decode_draw(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                 int64_t first_row, int64_t rows, int64_t t, Stream stream) {
-  const int64_t draws = t == 0 ? task.beams : 1;  // of a row
+                 int64_t first_row, int64_t rows, DecodeStep step, Stream stream) {
+  const int64_t draws = step.offset == 0 ? task.beams : 1;  // of a row
   Draw args{};
   args.first = first_row * draws, args.beams = task.beams, args.prefix_length = task.prefix_length;
   args.max_new = task.max_new, args.V = model.shape.vocab, args.parts = decode_parts(model.shape.vocab);
   args.eos = static_cast<int32_t>(task.eos), args.top_k = task.top_k, args.top_p = task.top_p;
-  args.logit_scale = task.logit_scale, args.uniforms = task.uniforms;
+  args.logit_scale = task.logit_scale, args.uniforms = buffers.uniforms;
   args.logits = buffers.logits, args.first_row = first_row;
   args.max = buffers.part_max, args.sum = buffers.part_sum, args.mass = buffers.mass;
   args.special = buffers.special, args.special_logit = buffers.special_logit;
-  args.special_count = task.reads_history() ? task.prefix_length + t : 0;
-  args.special_stride = task.longest();
+  args.special_stride = task.longest(), args.reads_history = task.reads_history();
   args.slots = buffers.slots, args.nodes = buffers.nodes;
   args.tokens = buffers.tokens, args.parents = buffers.parents, args.progress = buffers.progress;
   // Two parts a warp: a caption's words do not depend on the batch, so neither may this.
   const int64_t warps = args.parts < 2 * kMostWarps ? (args.parts + 1) / 2 : kMostWarps;
   launch(decode_draw_kernel, {static_cast<unsigned>(rows * draws)}, static_cast<unsigned>(32 * warps), 1, 0,
-         stream, args, t);
+         stream, args, step);
 }
 
 }  // namespace lrcn::cuda

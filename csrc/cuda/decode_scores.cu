@@ -23,14 +23,16 @@ constexpr int kWarps = 8, kThreads = kWarps * 32;
 static_assert(kWarps == kDecodeRows, "a warp takes one row of the block");
 
 struct Scores {
-  const void* w;      // [V, H] padded
-  const float* bias;  // [V]
-  const float* h;     // [rows, H] padded
-  int64_t V, size;    // size: H padded
-  const uint32_t* banned;
+  const void* w;           // [V, H] padded
+  const float* bias;       // [V]
+  const float* h;          // [rows, H] padded
+  int64_t V, size;         // size: H padded
+  const uint32_t* banned;  // [2, ceil(V / 32)]
+  int64_t min_new;
+  bool reads_history;
   const int32_t* special;  // [rows, special_stride] or nullptr: word, ~word if banned, or kNoWord
   float* special_logit;
-  int64_t special_count, special_stride;
+  int64_t prefix_length, special_stride;
   float* logits;  // [rows, V] for sampling, or nullptr
   float repetition_penalty;
   int64_t kept;
@@ -43,7 +45,8 @@ struct ScoresState {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) decode_scores_kernel(DecodeRows rows, Scores args) {
+__global__ void __launch_bounds__(kThreads)
+    decode_scores_kernel(DecodeRows rows, Scores args, DecodeStep step) {
   if (all_done(rows)) return;
   auto& state = shared<ScoresState>();
   const int64_t first_row = int64_t{block_index_y()} * kDecodeRows;
@@ -87,14 +90,17 @@ __global__ void __launch_bounds__(kThreads) decode_scores_kernel(DecodeRows rows
     args.sum[row * parts + part] = sum;
   }
 
+  const int64_t t = number_of(step);
+  const uint32_t* const bans = args.banned + (t < args.min_new ? 0 : (args.V + 31) / 32);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int64_t word = first_word + lane + 32 * i;
-    const bool banned = word < args.V && (args.banned[word / 32] >> word % 32 & 1) != 0;
+    const bool banned = word < args.V && (bans[word / 32] >> word % 32 & 1) != 0;
     if (banned || !(mine[i] == mine[i])) logit[lane + 32 * i] = minus_infinity();
   }
   sync_warp();  // what is banned anyway reports no logit
-  for (int64_t i = lane; i < args.special_count; i += 32) {
+  const int64_t special_count = args.reads_history ? args.prefix_length + t : 0;
+  for (int64_t i = lane; i < special_count; i += 32) {
     const int32_t entry = args.special[row * args.special_stride + i];
     const int64_t column = (entry < 0 ? ~entry : entry) - first_word;
     if (column < 0 || column >= kDecodePart) continue;
@@ -135,9 +141,9 @@ struct Merge {
   int64_t parts, kept, width;
   const int32_t* special;
   const float* special_logit;
-  int64_t special_count, special_stride;
+  int64_t prefix_length, special_stride;
   float repetition_penalty;
-  bool greedy;
+  bool reads_history, greedy;
   const DecodeSlot* slots;  // of the rows: [B, K]
   int64_t beams;
   DecodeCandidate* lists;
@@ -167,7 +173,7 @@ class CandidateList {
   int64_t most_, count_ = 0;
 };
 
-__global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge args) {
+__global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge args, DecodeStep step) {
   const int64_t row = block_index();
   if (all_done(rows) || !is_live(rows, row)) return;
   const unsigned lane = lane_index();
@@ -216,7 +222,8 @@ __global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge
   if (lane != 0) return;
 
   float greedy_score = greedy_logit;
-  for (int64_t i = 0; i < args.special_count; ++i) {
+  const int64_t special_count = args.reads_history ? args.prefix_length + number_of(step) : 0;
+  for (int64_t i = 0; i < special_count; ++i) {
     const int32_t word = args.special[row * args.special_stride + i];
     if (word < 0 || word == kNoWord) continue;
     const float logit = args.special_logit[row * args.special_stride + i];
@@ -236,14 +243,15 @@ __global__ void __launch_bounds__(32) decode_merge_kernel(DecodeRows rows, Merge
 }  // namespace
 
 void decode_scores(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                   const DecodeRows& rows, int64_t first_row, const float* h, int64_t t, Stream stream) {
-  const int64_t V = model.shape.vocab, words = (V + 31) / 32, parts = decode_parts(V);
+                   const DecodeRows& rows, int64_t first_row, const float* h, DecodeStep step,
+                   Stream stream) {
+  const int64_t V = model.shape.vocab, parts = decode_parts(V);
   Scores args{};
   args.w = model.projection, args.bias = model.projection_bias;
   args.V = V, args.size = decode_padded(model.shape.hidden[model.shape.layers - 1]);
   args.h = h + first_row * args.size;
-  args.banned = task.banned + (t < task.min_new ? 0 : words);
-  args.special_count = task.reads_history() ? task.prefix_length + t : 0;
+  args.banned = buffers.banned, args.min_new = task.min_new;
+  args.reads_history = task.reads_history(), args.prefix_length = task.prefix_length;
   args.special_stride = task.longest();
   args.special = buffers.special + first_row * args.special_stride;
   args.special_logit = buffers.special_logit + first_row * args.special_stride;
@@ -253,23 +261,23 @@ void decode_scores(const DecodeModel& model, const DecodeTask& task, const Decod
   const Grid grid{static_cast<unsigned>(parts),
                   static_cast<unsigned>((rows.count + kDecodeRows - 1) / kDecodeRows)};
   with_weight_type(model.shape.type, [&](auto weight) {
-    launch(decode_scores_kernel<decltype(weight)>, grid, kThreads, 1, 0, stream, rows, args);
+    launch(decode_scores_kernel<decltype(weight)>, grid, kThreads, 1, 0, stream, rows, args, step);
   });
 }
 
 void decode_merge(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                  const DecodeRows& rows, int64_t t, Stream stream) {
+                  const DecodeRows& rows, DecodeStep step, Stream stream) {
   Merge args{};
   args.best = buffers.part_best, args.max = buffers.part_max, args.sum = buffers.part_sum;
   args.parts = decode_parts(model.shape.vocab), args.kept = decode_kept(task), args.width = task.width();
   args.special = buffers.special, args.special_logit = buffers.special_logit;
-  args.special_count = task.reads_history() ? task.prefix_length + t : 0;
+  args.reads_history = task.reads_history(), args.prefix_length = task.prefix_length;
   args.special_stride = task.longest();
   args.repetition_penalty = task.repetition_penalty, args.greedy = task.greedy;
-  args.slots = buffers.slots + t % 2 * task.images * task.beams, args.beams = task.beams;
+  args.slots = buffers.slots + step.offset % 2 * task.images * task.beams, args.beams = task.beams;
   args.lists = buffers.lists, args.list_count = buffers.list_count, args.progress = buffers.progress;
   launch(decode_merge_kernel, {static_cast<unsigned>(rows.count)}, 32, 1,
-         static_cast<size_t>(args.parts) * sizeof(uint32_t), stream, rows, args);
+         static_cast<size_t>(args.parts) * sizeof(uint32_t), stream, rows, args, step);
 }
 
 }  // namespace lrcn::cuda

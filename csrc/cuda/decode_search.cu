@@ -98,11 +98,37 @@ int64_t steps_before(const DecodeShape& s, const DecodeTask& task) {
   return (s.image_first ? 1 : 0) + (task.feed_bos ? 1 : 0) + task.prefix_length;
 }
 
-DecodeRows rows_of(const DecodeTask& task, const DecodeBuffers& buffers, bool one_an_image,
-                   const int32_t* tokens) {
-  const int64_t per_image = one_an_image ? 1 : task.beams;
-  return {task.images * per_image, per_image, tokens, buffers.progress,
+// Before the first word is chosen.
+DecodeRows first_rows(const DecodeTask& task, const DecodeBuffers& buffers, int64_t images,
+                      const int32_t* tokens) {
+  return {images, 1, tokens, buffers.progress, static_cast<uint32_t>(task.searches())};
+}
+DecodeRows later_rows(const DecodeTask& task, const DecodeBuffers& buffers) {
+  return {task.images * task.beams, task.beams, buffers.tokens, buffers.progress,
           static_cast<uint32_t>(task.searches())};
+}
+
+// Step `offset` of a segment, or 0: the next words of `rows`, and the state of those that go on.
+void step(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
+          const DecodeRows& rows, int64_t offset, Stream stream) {
+  const DecodeStep number{buffers.progress, offset};
+  const int64_t side = (steps_before(model.shape, task) + offset) % 2, state_rows = task.images * task.beams;
+  if (task.reads_history()) decode_history(task, buffers, rows, number, stream);
+  const float* const h = buffers.h[side] + top_offset(model.shape, state_rows);
+  if (task.sample) {
+    for (int64_t first = 0; first < rows.count; first += task.draw_rows) {
+      DecodeRows some = rows;
+      some.count = std::min(task.draw_rows, rows.count - first);
+      if (rows.tokens != nullptr) some.tokens += first;
+      decode_scores(model, task, buffers, some, first, h, number, stream);
+      decode_draw(model, task, buffers, first, some.count, number, stream);
+    }
+  } else {
+    decode_scores(model, task, buffers, rows, 0, h, number, stream);
+    decode_merge(model, task, buffers, rows, number, stream);
+    decode_beam(task, buffers, number, stream);
+  }
+  step_layers(model, task, buffers, side, later_rows(task, buffers), buffers.parents, false, stream);
 }
 
 }  // namespace
@@ -163,6 +189,9 @@ int64_t decode_buffers(const DecodeShape& s, const DecodeTask& task, void* works
   for (int64_t l = 0; l < s.layers; ++l) state += rows * decode_padded(s.hidden[l]);
   const int64_t term_layer = s.static_layer >= 0 ? s.static_layer : s.image_first && s.table ? 0 : -1;
   carver.take("progress", &buffers->progress, 1);
+  carver.take("norms", &buffers->norms, task.longest() + 1);
+  carver.take("banned", &buffers->banned, 2 * ((s.vocab + 31) / 32));
+  carver.take("uniforms", &buffers->uniforms, task.sample ? rows * task.max_new : 0);
   carver.take("fed", &buffers->fed, (1 + task.prefix_length) * B);
   carver.take("features", &buffers->features, B * decode_padded(s.features()));
   carver.take("term", &buffers->term, term_layer < 0 ? 0 : B * 4 * s.hidden[term_layer]);
@@ -190,52 +219,36 @@ int64_t decode_buffers(const DecodeShape& s, const DecodeTask& task, void* works
 }
 
 void decode_begin(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
-                  Stream stream) {
-  if (task.images == 0) return;  // a grid of zero blocks is a launch error
+                  const DecodeInputs& inputs, Stream stream) {
+  if (inputs.images == 0) return;  // a grid of zero blocks is a launch error
   const DecodeShape& s = model.shape;
-  decode_start(s, task, buffers, stream);
+  decode_start(s, task, buffers, inputs, stream);
   const auto term_of_features = [&](int64_t layer, const void* w, const float* bias) {
-    decode_linear(s.type, task.images, 4 * s.hidden[layer], decode_padded(s.features()), buffers.features, w,
-                  bias, buffers.term, stream);
+    decode_linear(s.type, inputs.images, 4 * s.hidden[layer], decode_padded(s.features()), buffers.features,
+                  w, bias, buffers.term, stream);
   };
   if (const int64_t l = s.static_layer; l >= 0)
     term_of_features(l, model.w_static, l == 0 && s.table ? nullptr : model.layers[l].bias);
   if (model.w_image != nullptr) term_of_features(0, model.w_image, model.layers[0].bias);
 
   int64_t side = 0;
-  const auto step = [&](const int32_t* tokens, bool image_step) {
-    step_layers(model, task, buffers, side, rows_of(task, buffers, true, tokens), nullptr, image_step,
-                stream);
+  const auto layers = [&](const int32_t* tokens, bool image_step) {
+    step_layers(model, task, buffers, side, first_rows(task, buffers, inputs.images, tokens), nullptr,
+                image_step, stream);
     side = 1 - side;
   };
-  if (s.image_first) step(nullptr, true);
+  if (s.image_first) layers(nullptr, true);
   for (int64_t i = task.feed_bos ? 0 : 1; i <= task.prefix_length; ++i)
-    step(buffers.fed + i * task.images, false);
+    layers(buffers.fed + i * task.images, false);
+  step(model, task, buffers, first_rows(task, buffers, inputs.images, nullptr), 0, stream);
 }
 
-void decode_step(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers, int64_t t,
-                 Stream stream) {
+void decode_segment(const DecodeModel& model, const DecodeTask& task, const DecodeBuffers& buffers,
+                    Stream stream) {
   if (task.images == 0) return;
-  const int64_t side = (steps_before(model.shape, task) + t) % 2, state_rows = task.images * task.beams;
-  const DecodeRows rows = rows_of(task, buffers, t == 0, t == 0 ? nullptr : buffers.tokens);
-  if (task.reads_history()) decode_history(task, buffers, rows, t, stream);
-  const float* const h = buffers.h[side] + top_offset(model.shape, state_rows);
-  if (task.sample) {
-    for (int64_t first = 0; first < rows.count; first += task.draw_rows) {
-      DecodeRows some = rows;
-      some.count = std::min(task.draw_rows, rows.count - first);
-      if (rows.tokens != nullptr) some.tokens += first;
-      decode_scores(model, task, buffers, some, first, h, t, stream);
-      decode_draw(model, task, buffers, first, some.count, t, stream);
-    }
-  } else {
-    decode_scores(model, task, buffers, rows, 0, h, t, stream);
-    decode_merge(model, task, buffers, rows, t, stream);
-    decode_beam(task, buffers, t, stream);
-  }
-  if (t + 1 < task.max_new)
-    step_layers(model, task, buffers, side, rows_of(task, buffers, false, buffers.tokens), buffers.parents,
-                false, stream);
+  for (int64_t offset = 1; offset <= kDecodeSegment; ++offset)
+    step(model, task, buffers, later_rows(task, buffers), offset, stream);
+  decode_advance(buffers, stream);
 }
 
 }  // namespace lrcn::cuda

@@ -1,8 +1,9 @@
 // CUDA implementations of the decoding ops: check, allocate, enqueue.
 //
 // The host waits three times: for the packed decoder's description, for searches that are done (never with
-// fewer than kPollSteps steps in flight), and at the end for what went wrong, which becomes an exception. In
-// between steps are enqueued ahead of the GPU.
+// less than a segment in flight), and at the end for what went wrong, which becomes an exception. In between
+// segments, each one CUDA graph, are enqueued ahead of the GPU. Graphs and the memory that they point at are
+// kept for later calls.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -11,6 +12,9 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <list>
+#include <mutex>
+#include <optional>
 
 #include "../cuda/decode.h"
 #include "../cuda/launch.h"
@@ -22,7 +26,8 @@ namespace {
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-constexpr int64_t kPollSteps = 4, kHeaderBytes = 512;
+constexpr int64_t kHeaderBytes = 512;
+constexpr int64_t kPrepared = 8;                // searches that are kept for later calls on a device
 constexpr int64_t kLogits = int64_t{8} << 20;   // of sampling, at a time: 32 MB, which stay in a large L2
 constexpr int64_t kMagic = 0x31637564636e726c;  // changes with the layout of cuda::DecodeModel
 
@@ -115,23 +120,130 @@ struct Event {
   Event& operator=(const Event&) = delete;
 };
 
-// Enqueues steps until all are, or until the GPU is known to have finished every search. `finished` [2] is
-// pinned memory that outlives what is on the stream now.
-void run_steps(const cuda::DecodeModel& model, const cuda::DecodeTask& task,
-               const cuda::DecodeBuffers& buffers, volatile uint32_t* finished, cuda::Stream stream) {
-  // In turns: while one is on its way, the steps after it run.
-  const Event events[2];
-  for (int64_t t = 0; t < task.max_new; ++t) {
-    if (t > 0 && t % kPollSteps == 0) {
-      const int64_t poll = t / kPollSteps;
-      copy(const_cast<uint32_t*>(finished) + poll % 2, &buffers.progress->finished, sizeof(uint32_t), stream);
-      cuda::check(cudaEventRecord(events[poll % 2].event, stream), "decode: event");
-      if (poll > 1) {
-        cuda::check(cudaEventSynchronize(events[(poll - 1) % 2].event), "decode");
-        if (finished[(poll - 1) % 2] == static_cast<uint32_t>(task.searches())) break;
-      }
+// All that the graph of a segment has in it, but the memory it works in. The members are named one by one, so
+// that a new one does not compile before it is here.
+std::vector<int64_t> key_of(int64_t device, const void* packed, const cuda::DecodeShape& shape,
+                            const cuda::DecodeTask& task) {
+  const auto& [vocab, embed, layers, hidden, static_layer, static_size, image_first, table, type] = shape;
+  const auto& [images, beams, returned, prefix_length, max_new, min_new, no_repeat_ngram, bos, eos, pad,
+               feed_bos, in_slot, greedy, sample, stop, repetition_penalty, longer_is_kinder, logit_scale,
+               top_k, top_p, draw_rows] = task;
+  std::vector<int64_t> key{device, reinterpret_cast<int64_t>(packed)};
+  const auto add = [&](auto... numbers) { (key.push_back(static_cast<int64_t>(numbers)), ...); };
+  const auto bits = [](double x) {
+    int64_t number = 0;
+    std::memcpy(&number, &x, sizeof number);
+    return number;
+  };
+  add(vocab, embed, static_layer, static_size, image_first, table, type, layers);
+  key.insert(key.end(), hidden, hidden + layers);
+  add(images, beams, returned, prefix_length, max_new, min_new, no_repeat_ngram, bos, eos, pad, feed_bos);
+  add(in_slot, greedy, sample, stop, bits(repetition_penalty), longer_is_kinder);
+  add(bits(logit_scale), top_k, bits(top_p), draw_rows);
+  return key;
+}
+
+// A search that can be run again: its memory, and the graph of a segment that points into it.
+struct Prepared {
+  std::vector<int64_t> key;
+  cuda::DecodeBuffers buffers;
+  Tensor workspace;
+  Tensor finished;  // [2] pinned: DecodeProgress::finished after the latest segments
+  Event events[2];  // when `finished` has come
+  std::optional<cuda::Graph> segment;
+
+  Prepared(std::vector<int64_t>&& k, const Tensor& packed, const cuda::DecodeShape& shape,
+           const cuda::DecodeTask& task)
+      : key(std::move(k)),
+        workspace(
+            new_empty(packed, {cuda::decode_buffers(shape, task, nullptr, &buffers)}, ScalarType::Byte)),
+        finished(
+            torch::stable::empty({2}, ScalarType::Int, std::nullopt, std::nullopt, /*pin_memory=*/true)) {
+    cuda::decode_buffers(shape, task, workspace.mutable_data_ptr<uint8_t>(), &buffers);
+  }
+};
+
+// The searches that nobody runs. One that runs is taken out, so that no two calls share its memory, and a
+// call that finds none prepares another.
+class Cache {
+ public:
+  // A list of one, or of none: members of a list change hands without being copied or moved.
+  std::list<Prepared> take(const std::vector<int64_t>& key) {
+    std::list<Prepared> found;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto same = [&](const Prepared& prepared) { return prepared.key == key; };
+    const auto at = std::find_if(idle_.begin(), idle_.end(), same);
+    if (at != idle_.end()) found.splice(found.begin(), idle_, at);
+    return found;
+  }
+  void put(std::list<Prepared>& prepared) {
+    std::list<Prepared> dropped;  // destroyed without the lock
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t device = prepared.front().key[0];
+    idle_.splice(idle_.begin(), prepared);
+    int64_t count = 0;
+    for (auto at = idle_.begin(); at != idle_.end();) {
+      const auto here = at++;
+      if (here->key[0] == device && ++count > kPrepared) dropped.splice(dropped.begin(), idle_, here);
     }
-    cuda::decode_step(model, task, buffers, t, stream);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::list<Prepared> idle_;  // the latest first
+};
+
+Cache& cache() {
+  static Cache* const cache = new Cache;  // never destroyed: when a process ends, CUDA and torch may go first
+  return *cache;
+}
+
+// A prepared search for the length of one call.
+//
+// Its memory is a torch tensor: torch counts it, and gives up its own unused memory where there is little.
+// The allocator takes it to belong to the stream it was first used on. Yet any stream may take it out of the
+// cache, and whoever comes after may be given it when it is freed, because it goes back, or is freed, only
+// when the stream has been waited for.
+class Borrowed {
+ public:
+  Borrowed(const Tensor& packed, const cuda::DecodeShape& shape, const cuda::DecodeTask& task,
+           cuda::Stream stream)
+      : stream_(stream) {
+    std::vector<int64_t> key =
+        key_of(packed.get_device_index(), packed.const_data_ptr<uint8_t>(), shape, task);
+    prepared_ = cache().take(key);
+    if (prepared_.empty()) prepared_.emplace_back(std::move(key), packed, shape, task);
+  }
+  ~Borrowed() {
+    if (cudaStreamSynchronize(stream_) == cudaSuccess) cache().put(prepared_);
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  Prepared& operator*() { return prepared_.front(); }
+  Prepared* operator->() { return &prepared_.front(); }
+
+ private:
+  cuda::Stream stream_;
+  std::list<Prepared> prepared_;
+};
+
+// Enqueues segments until all are, or until the GPU is known to have finished every search.
+void run_segments(Prepared& search, const cuda::DecodeModel& model, const cuda::DecodeTask& task,
+                  cuda::Stream stream) {
+  auto* const finished = static_cast<volatile uint32_t*>(search.finished.mutable_data_ptr());
+  for (int64_t i = 0; i < cuda::decode_segments(task); ++i) {
+    const int turn = i % 2;
+    if (i > 1) {  // of the segment before the last, while the last one runs
+      cuda::check(cudaEventSynchronize(search.events[turn].event), "decode");
+      if (finished[turn] == static_cast<uint32_t>(task.searches())) break;
+    }
+    if (!search.segment)
+      search.segment.emplace(
+          [&](cuda::Stream recorded) { cuda::decode_segment(model, task, search.buffers, recorded); });
+    search.segment->launch(stream);
+    copy(const_cast<uint32_t*>(finished) + turn, &search.buffers.progress->finished, sizeof(uint32_t),
+         stream);
+    cuda::check(cudaEventRecord(search.events[turn].event, stream), "decode: event");
   }
 }
 
@@ -157,6 +269,7 @@ struct Search {
   bool feed_bos;
   TokenRules tokens;
   double length_penalty;
+  const double* uniforms;  // [B, n, max_new], or nullptr
 };
 
 template <typename Rules>
@@ -176,21 +289,20 @@ Decoded decode_cuda(const Search& search, int64_t returned, Rules&& rules) {
 
   const TokenRules& tokens = search.tokens;
   cuda::DecodeTask task{};
-  task.images = input.batch, task.returned = returned, task.prefix_length = input.prefix_length;
+  task.returned = returned, task.prefix_length = input.prefix_length;
   task.max_new = tokens.max_new, task.min_new = tokens.min_new;
   task.no_repeat_ngram = tokens.no_repeat_ngram, task.repetition_penalty = tokens.repetition_penalty;
   task.bos = input.bos, task.eos = tokens.eos, task.pad = input.pad, task.feed_bos = input.feed_bos;
-  task.features = input.features, task.prefix = input.prefix;
   task.longer_is_kinder = search.length_penalty > 0;
   rules(task, shape.vocab);
-  constexpr int64_t kMostRows = int64_t{65535} * cuda::kDecodeRows;  // of a grid's y
-  LRCN_CHECK(task.images * task.beams <= kMostRows, "generate: the images times ",
-             task.sample ? "num_return_sequences" : "num_beams", " must be at most ", kMostRows,
-             " on CUDA, got ", task.images, " times ", task.beams);
+  LRCN_CHECK(input.batch * task.beams <= cuda::kDecodeMostRows, "generate: the images times ",
+             task.sample ? "num_return_sequences" : "num_beams", " must be at most ", cuda::kDecodeMostRows,
+             " on CUDA, got ", input.batch, " times ", task.beams);
+  task.images = cuda::decode_room(input.batch, task.beams);
 
   DecodeOutput view;
-  Decoded out = new_decoded(packed, task.images, returned, task.longest(), &view);
-  if (task.images == 0) return out;
+  Decoded out = new_decoded(packed, input.batch, returned, task.longest(), &view);
+  if (input.batch == 0) return out;
 
   // Two tables the kernels read: what sums are divided by, and the words that are never or not yet allowed.
   const int64_t norms = task.longest() + 1, words = (shape.vocab + 31) / 32;
@@ -205,22 +317,23 @@ Decoded decode_cuda(const Search& search, int64_t returned, Rules&& rules) {
   for (int64_t half = 0; half < 2; ++half)
     for (const int32_t word : lists.fixed(half == 0 ? 0 : tokens.max_new).tokens)
       constants[norms + half * words + word / 32] |= 1u << word % 32;
-  Tensor tables = new_empty(packed, {static_cast<int64_t>(constants.size())}, ScalarType::Int);
-  copy(tables.mutable_data_ptr(), constants.data(), constants.size() * sizeof(uint32_t), stream);
-  task.norms = static_cast<const float*>(tables.const_data_ptr());
-  task.banned = static_cast<const uint32_t*>(tables.const_data_ptr()) + norms;
 
-  cuda::DecodeBuffers buffers;
-  Tensor workspace =
-      new_zeros(packed, {cuda::decode_buffers(shape, task, nullptr, &buffers)}, ScalarType::Byte);
-  cuda::decode_buffers(shape, task, workspace.mutable_data_ptr<uint8_t>(), &buffers);
+  Borrowed prepared(packed, shape, task, stream);
+  const cuda::DecodeBuffers& buffers = prepared->buffers;
+  cuda::check(cudaMemsetAsync(prepared->workspace.mutable_data_ptr(), 0,
+                              static_cast<size_t>(prepared->workspace.numel()), stream),
+              "decode: clear");
+  copy(buffers.norms, constants.data(), norms * sizeof(float), stream);
+  copy(buffers.banned, constants.data() + norms, 2 * words * sizeof(uint32_t), stream);
+  if (task.sample)
+    copy(buffers.uniforms, search.uniforms, input.batch * task.beams * task.max_new * sizeof(double), stream);
   // The model is only read: DecodeModel has no const twin, because packing writes through it.
   auto* const bytes = const_cast<uint8_t*>(packed.const_data_ptr<uint8_t>());
   const cuda::DecodeModel model = cuda::decode_model(shape, bytes + kHeaderBytes);
-  cuda::decode_begin(model, task, buffers, stream);
-  Tensor pinned = torch::stable::empty({2}, ScalarType::Int, std::nullopt, std::nullopt, /*pin_memory=*/true);
-  run_steps(model, task, buffers, static_cast<uint32_t*>(pinned.mutable_data_ptr()), stream);
-  cuda::decode_end(task, buffers, {view.sequences, view.lengths, view.scores, view.logprobs}, stream);
+  cuda::decode_begin(model, task, buffers, {input.batch, input.features, input.prefix}, stream);
+  run_segments(*prepared, model, task, stream);
+  cuda::decode_end(task, buffers, input.batch, {view.sequences, view.lengths, view.scores, view.logprobs},
+                   stream);
   cuda::DecodeProgress progress{};
   copy(&progress, buffers.progress, sizeof progress, stream);
   cuda::check(cudaStreamSynchronize(stream), "decode");
@@ -235,7 +348,7 @@ Decoded decode_beam_cuda(const Tensor& packed, const std::optional<Tensor>& feat
                          int64_t num_return, double length_penalty, int64_t early_stopping, bool in_slot) {
   const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
   const BeamRules rules = beam_rules(num_beams, num_return, length_penalty, early_stopping, in_slot);
-  const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty};
+  const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty, nullptr};
   return decode_cuda(search, num_return, [&](cuda::DecodeTask& task, int64_t /*vocab*/) {
     rules.check(task.longest());
     task.beams = num_beams, task.in_slot = in_slot;
@@ -252,11 +365,11 @@ Decoded decode_sample_cuda(const Tensor& packed, const std::optional<Tensor>& fe
   const SampleRules rules =
       sample_rules(packed, uniforms, batch, max_new, length_penalty, logit_scale, top_k, top_p);
   const TokenRules tokens = token_rules(eos, max_new, min_new, no_repeat_ngram, repetition_penalty, suppress);
-  const Search search{packed, features, prefix, batch, bos, pad, feed_bos, tokens, length_penalty};
+  const Search search{packed, features, prefix, batch,          bos,
+                      pad,    feed_bos, tokens, length_penalty, rules.uniforms};
   return decode_cuda(search, rules.draws, [&](cuda::DecodeTask& task, int64_t vocab) {
     task.beams = rules.draws, task.in_slot = true, task.greedy = rules.greedy, task.sample = !rules.greedy;
-    task.uniforms = rules.uniforms, task.logit_scale = rules.logit_scale;
-    task.top_k = rules.top_k, task.top_p = rules.top_p;
+    task.logit_scale = rules.logit_scale, task.top_k = rules.top_k, task.top_p = rules.top_p;
     task.draw_rows = std::max<int64_t>(1, kLogits / (vocab * cuda::kDecodeRows)) * cuda::kDecodeRows;
   });
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../../csrc/cuda/decode.h"
+#include "../../csrc/cuda/launch.h"
 #include "../../csrc/cuda/lstm.h"
 #include "selftest.h"
 
@@ -130,6 +131,7 @@ DecodeTask decode_task(const int64_t* sizes) {
   for (int64_t* member : {&task.images, &task.beams, &task.returned, &task.prefix_length, &task.max_new,
                           &task.min_new, &task.no_repeat_ngram, &task.bos, &task.eos, &task.pad})
     *member = *sizes++;
+  task.images = decode_room(task.images, task.beams);
   for (bool* member : {&task.feed_bos, &task.in_slot, &task.greedy, &task.sample}) *member = *sizes++ != 0;
   const auto number = [&](float* member) {
     const auto bits = static_cast<uint32_t>(*sizes++);
@@ -167,23 +169,39 @@ SIMT_API const char* decode_pack(const int64_t* sizes, const float* embedding, c
                               projection, projection_bias};
   return guarded([&] { lrcn::cuda::decode_pack(model, weights, scratch, nullptr); });
 }
-// The progress is the first thing in the workspace.
+// Searches of `images` images, in the order of the rows, one after the other: with one graph, in the same
+// memory. Each is `segments` segments long. The progress is the first thing in the workspace.
 SIMT_API const char* decode(const int64_t* sizes, void* packed, const float* features, const int64_t* prefix,
                             const float* norms, const uint32_t* banned, const double* uniforms,
                             void* workspace, int64_t* sequences, int64_t* lengths, float* scores,
-                            float* logprobs, int64_t steps) {
+                            float* logprobs, int64_t segments, int64_t images, int64_t more_images) {
   const DecodeShape shape = decode_shape(sizes);
-  DecodeTask task = decode_task(sizes);
-  task.features = features, task.prefix = prefix, task.norms = norms, task.banned = banned;
-  task.uniforms = uniforms;
+  const DecodeTask task = decode_task(sizes);
   forget_buffer(packed), forget_buffer(workspace);
   const DecodeModel model = decode_model(shape, packed, kGap, add_buffer);
   DecodeBuffers buffers;
-  decode_buffers(shape, task, workspace, &buffers, kGap, add_buffer);
+  const int64_t bytes = decode_buffers(shape, task, workspace, &buffers, kGap, add_buffer);
+  const int64_t draws = task.beams * task.max_new, n = task.returned, longest = task.longest();
   return guarded([&] {
-    decode_begin(model, task, buffers, nullptr);
-    for (int64_t t = 0; t < steps; ++t) decode_step(model, task, buffers, t, nullptr);
-    decode_end(task, buffers, {sequences, lengths, scores, logprobs}, nullptr);
+    const Graph segment([&](Stream stream) { decode_segment(model, task, buffers, stream); });
+    int64_t first = 0;
+    for (const int64_t count : {images, more_images}) {
+      if (first > 0 && count == 0) break;
+      clear(workspace, bytes);
+      copy(buffers.norms, norms, (longest + 1) * int64_t{sizeof(float)});
+      copy(buffers.banned, banned, 2 * ((shape.vocab + 31) / 32) * int64_t{sizeof(uint32_t)});
+      if (task.sample)
+        copy(buffers.uniforms, uniforms + first * draws, count * draws * int64_t{sizeof(double)});
+      const DecodeInputs inputs{count, features + first * shape.features(),
+                                prefix + first * task.prefix_length};
+      decode_begin(model, task, buffers, inputs, nullptr);
+      for (int64_t i = 0; i < segments; ++i) segment.launch(nullptr);
+      decode_end(task, buffers, count,
+                 {sequences + first * n * longest, lengths + first * n, scores + first * n,
+                  logprobs + first * n * longest},
+                 nullptr);
+      first += count;
+    }
   });
 }
 SIMT_API const char* selftest(int64_t which, const float* in, float* out, void* scratch, int64_t n) {

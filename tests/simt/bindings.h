@@ -8,6 +8,10 @@
 
 void finish();  // waits for the launches before, and throws what went wrong in them
 
+// Memory that kernels see, before the next of them is launched.
+void copy(void* to, const void* from, int64_t bytes);
+void clear(void* p, int64_t bytes);
+
 // The emulator lets kernels touch the parts of a buffer that are added, and no longer the whole of it. On a
 // GPU both do nothing.
 void forget_buffer(const void* p);

@@ -71,10 +71,6 @@ class Decode:
         return self.config.do_sample
 
     @property
-    def searches(self):
-        return self.images * self.beams if self.samples else self.images
-
-    @property
     def beams(self):
         return self.config.num_return_sequences if self.samples else self.config.num_beams
 
@@ -177,10 +173,10 @@ class Decode:
         return [t.numpy() for t in (result.sequences, result.lengths, result.scores, result.token_logprobs)]
 
 
-def host_sizes(case, rows=None):
+def host_sizes(case, images=None):
     """What bindings.cpp calls `sizes`."""
     c = case.config
-    images = case.images if rows is None else len(rows)
+    images = case.images if images is None else images
     penalty, factor = (int(np.float32(x).view(np.uint32)) for x in (c.repetition_penalty, c.logit_scale))
     hidden = [*case.hidden, 0, 0][:3]
     static = -1 if case.static_layer is None else case.static_layer
@@ -235,10 +231,27 @@ def pack(library, case, w, **schedule):
     return packed
 
 
-def run(library, case, packed, features, prefix, rows=None, steps=None, **schedule):
-    """The search over some of the images. Returns its results and the counters the host reads."""
-    c, sizes = case.config, host_sizes(case, rows)
+def searches(case, images=None):
+    """What `finished` counts to: the images there is room for, or their captions."""
+    images = case.images if images is None else images
+    room = 1 << (images - 1).bit_length() if images else 0
+    return room * case.beams if case.samples else room
+
+
+def segments(case):
+    """What a search launches after its first word."""
+    return -(-(case.config.max_new_tokens - 1) // 4)
+
+
+def run(library, case, packed, features, prefix, rows=None, more=(), count=None, **schedule):
+    """The search over some of the images, and then over `more` of them with the same graph.
+
+    Returns the results of both, and the counters that the host reads after the last.
+    """
     rows = list(range(case.images)) if rows is None else rows
+    images, more_images = len(rows), len(more)
+    c, sizes = case.config, host_sizes(case, max(images, more_images))
+    rows = [*rows, *more]
     workspace = aligned((max(_bytes(library, sizes, 2), 1),), np.uint8)
     longest, B, n = case.prefix + c.max_new_tokens, len(rows), c.num_return_sequences
     in_slot_beam = not (case.greedy or case.samples) and c.compat == "caffe"
@@ -261,9 +274,9 @@ def run(library, case, packed, features, prefix, rows=None, steps=None, **schedu
         "banned": banned,
         "uniforms": numpy(case.uniforms()[rows]) if case.samples else None,
     }
-    steps = c.max_new_tokens if steps is None else steps
     library.call("decode", sizes=sizes.ctypes.data, packed=packed, **given, workspace=workspace, **out,
-                 steps=steps, shown=shown(case), **schedule)  # fmt: skip
+                 segments=segments(case) if count is None else count, images=images, more_images=more_images,
+                 shown=shown(case), **schedule)  # fmt: skip
     names = ("finished", "not_finite", "no_word", "bad_feature", "bad_prefix")
     return list(out.values()), dict(zip(names, workspace[:20].view(np.uint32).tolist(), strict=True))
 
@@ -295,7 +308,7 @@ def check_decode(library, case, *, fresh=False, **schedule):
     packed = pack(library, case, w, **schedule) if fresh else packed_of(library, case, **schedule)
     actual, progress = run(library, case, packed, features, prefix, **schedule)
     compare(case, actual, expected)
-    assert progress == {"finished": case.searches, "not_finite": 0, "no_word": 0, "bad_feature": 0,
+    assert progress == {"finished": searches(case), "not_finite": 0, "no_word": 0, "bad_feature": 0,
                         "bad_prefix": 0}  # fmt: skip
     return actual
 
@@ -305,10 +318,24 @@ def check_alone(library, case, **schedule):
     (_, features, prefix), _ = prepared(case)
     packed = packed_of(library, case, **schedule)
     whole, _ = run(library, case, packed, features, prefix, **schedule)
-    for rows in ([case.images - 1], [1, 0, 1]):
-        part, _ = run(library, case, packed, features, prefix, rows=rows, **schedule)
-        for a, b in zip(part, whole, strict=True):
-            np.testing.assert_array_equal(a, b[rows])
+    rows = [case.images - 1]
+    part, _ = run(library, case, packed, features, prefix, rows=rows, **schedule)
+    for a, b in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(a, b[rows])
+
+
+def check_again(library, case, **schedule):
+    """One graph, one memory and two searches, of other images and another number of them: bit for bit."""
+    (_, features, prefix), expected = prepared(case)
+    packed = packed_of(library, case, **schedule)
+    whole, _ = run(library, case, packed, features, prefix, **schedule)
+    compare(case, whole, expected)
+    last = list(range(case.images))[::-1]
+    for rows, more in ((last[:-1], last), (last, last[:-1])):
+        both, progress = run(library, case, packed, features, prefix, rows=rows, more=more, **schedule)
+        for a, b in zip(both, whole, strict=True):
+            np.testing.assert_array_equal(a, b[[*rows, *more]])
+        assert progress["finished"] == searches(case)
 
 
 def check_complaints(library, sample=False, **schedule):
@@ -321,7 +348,7 @@ def check_complaints(library, sample=False, **schedule):
         for word, value in bias.items():
             w["projection_bias"][int(word[1:])] = value
         counts = run(library, case, pack(library, case, w, **schedule), features, prefix, **schedule)[1]
-        assert counts.pop("finished") == case.searches
+        assert counts.pop("finished") == searches(case)
         return {name for name, count in counts.items() if count}
 
     assert progress() == set()

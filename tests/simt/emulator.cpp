@@ -1,9 +1,17 @@
 // The emulator's own C interface: schedules, the memory kernels may touch, and what a switch costs.
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 
 #include "bindings.h"
 #include "engine.h"
+
+void simt::keep(const Launch& launch, CUstream_st& stream) {
+  const auto* const bytes = static_cast<const unsigned char*>(launch.arguments);
+  stream.kept.push_back({launch, {bytes, bytes + launch.argument_bytes}});
+  CUstream_st::Kept& kept = stream.kept.back();
+  kept.launch.arguments = kept.arguments.data();  // which stays where it is when `kept` grows
+}
 
 void finish() {}  // the emulator's launches are over when they return
 
@@ -30,6 +38,12 @@ void forget_buffer(const void* p) {
   const auto begins = [p](const simt::Region& r) { return r.begin == reinterpret_cast<uintptr_t>(p); };
   simt::buffers.erase(std::remove_if(simt::buffers.begin(), simt::buffers.end(), begins),
                       simt::buffers.end());
+}
+void copy(void* to, const void* from, int64_t bytes) {
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+void clear(void* p, int64_t bytes) {
+  std::memset(p, 0, static_cast<size_t>(bytes));
 }
 void add_buffer(const char* name, void* p, int64_t bytes) {
   simt_add_buffer(name, p, static_cast<size_t>(bytes));

@@ -1,9 +1,12 @@
 // csrc/cuda/launch.h for the host compiler: runs the kernel to its end before it returns, and throws
-// simt::Failure where a GPU would race, hang or corrupt memory.
+// simt::Failure where a GPU would race, hang or corrupt memory. A stream is nullptr, or that of a Graph,
+// which keeps the launches with their arguments as they are then.
 #pragma once
 
 #include <tuple>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 struct CUstream_st;
 
@@ -19,22 +22,53 @@ struct Launch {
   size_t argument_bytes;
 };
 void run(const Launch& launch);
+void keep(const Launch& launch, CUstream_st& stream);
 
 }  // namespace simt
+
+struct CUstream_st {
+  struct Kept {
+    simt::Launch launch;
+    std::vector<unsigned char> arguments;
+  };
+  std::vector<Kept> kept;
+};
 
 namespace lrcn::cuda {
 
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), Grid grid, unsigned block, unsigned cluster, size_t dynamic_shared,
-            CUstream_st*, Args&&... args) {
+            CUstream_st* stream, Args&&... args) {
   using Call = std::pair<void (*)(Params...), std::tuple<Params...>>;
   const Call call{kernel, std::tuple<Params...>(static_cast<Params>(std::forward<Args>(args))...)};
-  simt::run({grid, block, cluster, dynamic_shared, reinterpret_cast<const void*>(kernel),
-             [](const void* p) {
-               const Call& c = *static_cast<const Call*>(p);
-               std::apply(c.first, c.second);
-             },
-             &call, sizeof call});
+  const simt::Launch launch{grid,
+                            block,
+                            cluster,
+                            dynamic_shared,
+                            reinterpret_cast<const void*>(kernel),
+                            [](const void* p) {
+                              const Call& c = *static_cast<const Call*>(p);
+                              std::apply(c.first, c.second);
+                            },
+                            &call,
+                            sizeof call};
+  if (stream == nullptr) return simt::run(launch);
+  static_assert((std::is_trivially_copyable_v<Params> && ...), "a kernel's arguments are copied as bytes");
+  simt::keep(launch, *stream);
 }
+
+class Graph {
+ public:
+  template <typename F>
+  explicit Graph(F&& enqueue) {
+    enqueue(&stream_);
+  }
+  void launch(CUstream_st*) const {
+    for (const CUstream_st::Kept& kept : stream_.kept) simt::run(kept.launch);
+  }
+
+ private:
+  CUstream_st stream_;
+};
 
 }  // namespace lrcn::cuda

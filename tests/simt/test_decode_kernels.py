@@ -30,7 +30,8 @@ CASES = [
         num_beams=1, repetition_penalty=1.8, no_repeat_ngram_size=2, min_new_tokens=2, length_penalty=0.5)),
     Decode("greedy-repetition", 2, prefix=2, scale=2.5, options=options(
         num_beams=1, repetition_penalty=1.8, max_new_tokens=6)),
-    Decode("wanted-repetition", 2, prefix=2, shift=-20.0, options=options(repetition_penalty=0.6, num_return_sequences=3)),
+    Decode("wanted-repetition", 2, prefix=2, shift=-20.0, options=options(
+        repetition_penalty=0.6, num_return_sequences=3, max_new_tokens=6)),
     Decode("caffe", options=options(compat="caffe", num_return_sequences=3, no_repeat_ngram_size=2)),
     Decode("image-first-table", 2, static_layer=None, image_first=True, table=True, options=options(num_beams=2)),
     Decode("image-only", 2, static_layer=None, image_first=True, feed_bos=False, options=options(num_beams=2)),
@@ -68,7 +69,8 @@ CASES = [
     Decode("sample-rules", 2, V=70, prefix=2, eos=12.0, options=sampling(
         3, repetition_penalty=1.4, no_repeat_ngram_size=2, suppress_tokens=(3, 9, *range(20, 50)), min_new_tokens=3,
         length_penalty=0.9, temperature=0.7)),
-    Decode("sample-long-rules", 3, prefix=1, options=sampling(3, repetition_penalty=1.5, no_repeat_ngram_size=1)),
+    Decode("sample-long-rules", 3, prefix=1, options=sampling(
+        3, repetition_penalty=1.5, no_repeat_ngram_size=1, max_new_tokens=6)),
     Decode("sample-wanted-repetition", 3, prefix=2, shift=-20.0, options=sampling(3, repetition_penalty=0.6)),
     Decode("sample-top-k", 2, V=150, scale=0.5, options=sampling(2, top_k=5, temperature=2.0)),
     Decode("sample-top-p", 2, V=150, scale=0.5, options=sampling(2, top_p=0.7)),
@@ -120,6 +122,14 @@ def test_an_image_does_not_depend_on_its_batch(library, name):
         decode_cases.check_alone(library, BY_NAME[name], **schedule)
 
 
+@pytest.mark.parametrize("name", ["caffe", "rules", "sample-portions"])
+def test_a_graph_serves_other_searches(library, name):
+    case = BY_NAME[name]
+    case = dataclasses.replace(case, images=3, options=(*case.options, ("max_new_tokens", 7)))
+    for schedule in schedules(3):
+        decode_cases.check_again(library, case, **schedule)
+
+
 @pytest.mark.parametrize("sample", [False, True])
 def test_complaints(library, sample):
     for schedule in schedules(SEEDS):
@@ -133,12 +143,13 @@ def test_steps_after_the_last_image_change_nothing(library, name):
     case = dataclasses.replace(case, options=(*case.options, ("max_new_tokens", 12)))
     (_, features, prefix), expected = decode_cases.prepared(case)
     packed = decode_cases.packed_of(library, case)
-    for steps in range(12, 0, -1):
-        actual, progress = decode_cases.run(library, case, packed, features, prefix, steps=steps)
-        if progress["finished"] < case.searches:
+    assert decode_cases.segments(case) == 3
+    for count in (5, 4, 3, 2, 1, 0):
+        actual, progress = decode_cases.run(library, case, packed, features, prefix, count=count)
+        if progress["finished"] < decode_cases.searches(case):
             break
         decode_cases.compare(case, actual, expected)
-    assert 1 <= steps < 9
+    assert count < 2
 
 
 def test_nothing_is_found_where_no_bug_is():

@@ -8,6 +8,13 @@ void finish() {
   lrcn::cuda::check(cudaDeviceSynchronize(), "kernel");
 }
 
+void copy(void* to, const void* from, int64_t bytes) {
+  lrcn::cuda::check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "copy");
+}
+void clear(void* p, int64_t bytes) {
+  lrcn::cuda::check(cudaMemset(p, 0, static_cast<size_t>(bytes)), "clear");
+}
+
 void forget_buffer(const void*) {}
 void add_buffer(const char*, void*, int64_t) {}
 
