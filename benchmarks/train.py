@@ -51,29 +51,32 @@ def measure() -> Iterator[tuple[dict[str, Any], harness.Variants, harness.Check]
 
 def step(
     module: nn.Module, forward: Callable[[nn.Module], Tensor], *, autocast: bool = False
-) -> Callable[[], Tensor]:
-    """Forward, a loss, and the gradients of the parameters in one vector."""
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward, a loss, and the gradients of the parameters."""
     module.train()
     parameters = list(module.parameters())
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = forward(module)
-        gradients = torch.autograd.grad(y.float().square().sum(), parameters)
-        return torch.cat([(g / g.abs().max()).flatten() for g in gradients])
+        return torch.autograd.grad(y.float().square().sum(), parameters)
 
     return run
 
 
-def check(actual: tuple[str, Tensor], expected: tuple[str, Tensor], growth: float = 1) -> float:
-    """Compare, and return the relative error (root mean square)."""
-    (precision, gradients), (_, true) = actual, expected
+Result = tuple[str, tuple[Tensor, ...]]
+
+
+def check(actual: Result, expected: Result, growth: float = 1) -> float:
+    """Compare shares of the largest gradient of a parameter; return the relative error (root mean square)."""
+    precision = actual[0]
+    gradients, true = (torch.cat([(g / g.abs().max()).flatten() for g in r[1]]) for r in (actual, expected))
     tolerance = growth * TOLERANCE[precision]
     torch.testing.assert_close(gradients, true, rtol=tolerance, atol=tolerance)
     return ((gradients - true).norm() / true.norm()).item()
 
 
-def check_long(actual: tuple[str, Tensor], expected: tuple[str, Tensor]) -> float:
+def check_long(actual: Result, expected: Result) -> float:
     return check(actual, expected, growth=10)
 
 
