@@ -12,8 +12,7 @@ namespace {
 // Values of k in a block: a strip of b is 16 KB in the first-level cache, and the rows of a pass by it.
 constexpr int64_t kDepth = 256;
 
-// Rows of c in a block: 192 KB of a, in the second-level cache; 3 to 10 % faster than half of them where a is
-// large (Zen 3). Of few k a strip takes no time, and c is
+// Rows of c in a block: 192 KB of a, in the second-level cache. Of few k a strip takes no time, and c is
 // written best row by row.
 constexpr int64_t kRows = 192;
 constexpr int64_t kFew = 64;
