@@ -307,6 +307,20 @@ def test_lengths_out_of_range_are_clamped():
         assert torch.equal(a, b)
 
 
+def capture(run):
+    """A CUDA graph of run(), and the tensors that it writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph, outputs
+
+
 @pytest.mark.parametrize("P", [None, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_capture_in_a_graph(dtype, P):
@@ -318,15 +332,7 @@ def test_capture_in_a_graph(dtype, P):
         h, c = ops.lstm(**x, **o)
         return h, c, *torch.autograd.grad(h.sum() + c.sum(), list(x.values()))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, captured = capture(run)
     for seed in (1, 2):
         with torch.no_grad():
             for k, v in inputs(T, B, H, P=P, dtype=dtype, seed=seed).items():
@@ -346,15 +352,7 @@ def test_both_directions_in_a_graph():
         h, c = ops.lstm_bidirectional(*([x[name] for x in pair] for name in pair[0]), lengths=lengths)
         return *h, *c, *torch.autograd.grad(sum(t.sum() for t in (*h, *c)), leaves)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, captured = capture(run)
     with torch.no_grad():
         for t in leaves:
             t.mul_(0.5)

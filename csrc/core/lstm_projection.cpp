@@ -14,37 +14,31 @@ constexpr int64_t kRowsAhead = 512;
 
 }  // namespace
 
-int64_t LstmProjection::rows_of_step(int64_t n) const {
-  const int64_t t = shape_.time(n);
-  int64_t rows = 0;
-  for (int64_t b = 0; b < shape_.batch; ++b) rows += t < shape_.length(b) ? 1 : 0;
-  return rows;
-}
-
 const LstmBlock* LstmProjection::step(int64_t n, const Parallel& parallel) {
-  if (n == next_) project(parallel);
-  const LstmBlock* blocks = blocks_.data() + read_;
-  for (int64_t left = rows_of_step(n); left > 0; left -= rows_of_pass(left)) ++read_;
-  return blocks;
+  if (n == end_) project(parallel);
+  return blocks_.data() + first_block_[n - begin_];
 }
 
 void LstmProjection::project(const Parallel& parallel) {
   const int64_t panels = lstm_panel_count(shape_.hidden), panel_sums = panels * kPanelColumns;
+  struct Place {
+    size_t pass;
+    int64_t row;  // of the pass
+  };
   std::vector<const float*> x;
   std::vector<Pass> passes;
-  std::vector<size_t> pass_of_block;
-  blocks_.clear(), read_ = 0;
-  for (; next_ < shape_.steps && static_cast<int64_t>(x.size()) < kRowsAhead; ++next_) {
-    const int64_t t = shape_.time(next_);
+  std::vector<Place> places;  // of the blocks
+  first_block_.clear();
+  for (begin_ = end_; end_ < shape_.steps && static_cast<int64_t>(x.size()) < kRowsAhead; ++end_) {
+    const int64_t t = shape_.time(end_);
     int64_t row = static_cast<int64_t>(x.size());
     for (int64_t b = 0; b < shape_.batch; ++b)
       if (t < shape_.length(b)) x.push_back(input_.x + shape_.row(t, b) * input_.size);
+    first_block_.push_back(places.size());
     for (int64_t left = static_cast<int64_t>(x.size()) - row, rows; left > 0; left -= rows, row += rows) {
       rows = rows_of_pass(left);
       if (passes.empty() || passes.back().rows + rows > kRowsPerPass) passes.push_back({row, 0, nullptr});
-      // For now counted from the pass.
-      blocks_.push_back({nullptr, row - passes.back().first});
-      pass_of_block.push_back(passes.size() - 1);
+      places.push_back({passes.size() - 1, row - passes.back().first});
       passes.back().rows += rows;
     }
   }
@@ -54,9 +48,10 @@ void LstmProjection::project(const Parallel& parallel) {
     capacity_ = rows;
   }
   for (Pass& pass : passes) pass.sums = reinterpret_cast<float*>(sums_.get()) + pass.first * panel_sums;
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    const Pass& pass = passes[pass_of_block[i]];
-    blocks_[i] = {pass.sums + blocks_[i].stride * kPanelColumns, pass.rows * kPanelColumns};
+  blocks_.clear();
+  for (const Place& place : places) {
+    const Pass& pass = passes[place.pass];
+    blocks_.push_back({pass.sums + place.row * kPanelColumns, pass.rows * kPanelColumns});
   }
 
   const simd::KernelTable& kernels = simd::kernels();

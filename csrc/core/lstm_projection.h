@@ -25,15 +25,14 @@ class LstmProjection {
   };
 
   void project(const Parallel& parallel);
-  int64_t rows_of_step(int64_t n) const;
 
   const LstmInput& input_;
   const LstmShape& shape_;
   PackedBuffer sums_;
   int64_t capacity_ = 0;  // rows that sums_ has room for
   std::vector<LstmBlock> blocks_;
-  int64_t next_ = 0;  // steps before it are projected
-  size_t read_ = 0;   // blocks that have been asked for
+  std::vector<size_t> first_block_;  // of each step from begin_ on
+  int64_t begin_ = 0, end_ = 0;      // the steps that are projected
 };
 
 }  // namespace lrcn

@@ -44,15 +44,20 @@ PackedRows read_batch_sizes(const std::string& op, const Tensor& batch_sizes, in
   return packed;
 }
 
-Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype) {
-  LRCN_CHECK(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0, "lstm_pack: w_hh must be [4H, P], got ",
-             shape_of(w_hh));
-  const int64_t H = w_hh.size(0) / 4, P = w_hh.size(1);
-  LRCN_CHECK(w_hh.scalar_type() == ScalarType::Float, "lstm_pack: w_hh must be float32, got ",
+void check_recurrent_weights(const std::string& op, const Tensor& w_hh, const MaybeTensor& w_hr) {
+  const std::string hh = op + ": w_hh", hr = op + ": w_hr";
+  const bool projects = w_hr.has_value();
+  LRCN_CHECK(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0, hh, " must be [4H, P], got ", shape_of(w_hh));
+  LRCN_CHECK(w_hh.scalar_type() == ScalarType::Float, hh, " must be float32, got ",
              torch::headeronly::toString(w_hh.scalar_type()));
-  check("lstm_pack: w_hh", w_hh, w_hr.has_value() ? "[4H, P]" : "[4H, H]", {4 * H, w_hr.has_value() ? P : H},
-        "w_hh", w_hh);
-  if (w_hr.has_value()) check("lstm_pack: w_hr", *w_hr, "[P, H]", {P, H}, "w_hh", w_hh);
+  const int64_t H = w_hh.size(0) / 4, P = w_hh.size(1);
+  check(hh.c_str(), w_hh, projects ? "[4H, P]" : "[4H, H]", {4 * H, projects ? P : H}, "w_hh", w_hh);
+  if (projects) check(hr.c_str(), *w_hr, "[P, H]", {P, H}, "w_hh", w_hh);
+}
+
+Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype) {
+  check_recurrent_weights("lstm_pack", w_hh, w_hr);
+  const int64_t H = w_hh.size(0) / 4, P = w_hh.size(1);
   PackHeader header{};
   std::memcpy(header.magic, kLstmMagic, sizeof kLstmMagic);
   header.outputs = 4 * H, header.inputs = P, header.projected = w_hr.has_value() ? P : 0;
@@ -118,9 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bidirectional_cp
     return lstm_cpu(xg[i], w_hh[i], one_of(w_hr, i), h0[i], c0[i], lengths, std::nullopt, std::nullopt,
                     i == 1, save_gates);
   };
-  auto [h, c, gates] = run(0);
-  auto [h_reverse, c_reverse, gates_reverse] = run(1);
-  return {h, h_reverse, c, c_reverse, gates, gates_reverse};
+  return one_after_the_other(run);
 }
 
 template <typename T>
@@ -183,9 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
     return lstm_backward_cpu(d_h[i], d_c[i], one_of(d_gates, i), w_hh[i], one_of(w_hr, i), gates[i], c0[i],
                              c[i], lengths, std::nullopt, i == 1);
   };
-  auto [d_xg, d_h0, d_c0, d_p] = run(0);
-  auto [d_xg_reverse, d_h0_reverse, d_c0_reverse, d_p_reverse] = run(1);
-  return {d_xg, d_xg_reverse, d_h0, d_h0_reverse, d_c0, d_c0_reverse, d_p, d_p_reverse};
+  return one_after_the_other(run);
 }
 
 }  // namespace

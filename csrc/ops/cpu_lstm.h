@@ -33,6 +33,9 @@ struct PackedRows {
 // Checks them against B and the rows of x.
 PackedRows read_batch_sizes(const std::string& op, const Tensor& batch_sizes, int64_t batch, int64_t rows);
 
+// The weights that are packed for a recurrence: w_hh [4H, P] and w_hr [P, H].
+void check_recurrent_weights(const std::string& op, const Tensor& w_hh, const MaybeTensor& w_hr);
+
 Tensor lstm_pack_cpu(const Tensor& w_hh, const MaybeTensor& w_hr, ScalarType dtype);
 
 }  // namespace lrcn::ops

@@ -38,16 +38,10 @@ struct Parts {
 Tensor lstm_layer_pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& w_hr,
                            const MaybeTensor& bias, ScalarType dtype) {
   const bool projects = w_hr.has_value();
-  LRCN_CHECK(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0, "lstm_layer_pack: w_hh must be [4H, P], got ",
-             shape_of(w_hh));
-  LRCN_CHECK(w_hh.scalar_type() == ScalarType::Float, "lstm_layer_pack: w_hh must be float32, got ",
-             torch::headeronly::toString(w_hh.scalar_type()));
+  check_recurrent_weights("lstm_layer_pack", w_hh, w_hr);
   LRCN_CHECK(w_ih.dim() == 2, "lstm_layer_pack: w_ih must be [4H, I], got ", shape_of(w_ih));
   const int64_t I = w_ih.size(1), H = w_hh.size(0) / 4, P = w_hh.size(1);
   check("lstm_layer_pack: w_ih", w_ih, "[4H, I]", {4 * H, I}, "w_hh", w_hh);
-  check("lstm_layer_pack: w_hh", w_hh, projects ? "[4H, P]" : "[4H, H]", {4 * H, projects ? P : H}, "w_hh",
-        w_hh);
-  if (projects) check("lstm_layer_pack: w_hr", *w_hr, "[P, H]", {P, H}, "w_hh", w_hh);
   if (bias.has_value()) check("lstm_layer_pack: bias", *bias, "[4H]", {4 * H}, "w_hh", w_hh);
   PackHeader header{};
   std::memcpy(header.magic, kLayerMagic, sizeof kLayerMagic);

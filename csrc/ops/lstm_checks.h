@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "checks.h"
@@ -76,6 +77,16 @@ inline LstmSizes check_lstm(const Tensor& xg, const Tensor& w_hh, const MaybeTen
 // One of two tensors, or nothing if there are none.
 inline MaybeTensor one_of(const std::vector<Tensor>& pair, size_t i) {
   return pair.empty() ? std::nullopt : MaybeTensor(pair[i]);
+}
+// The results of both directions, run(0) and then run(1), side by side: (a, b) and (c, d) are (a, c, b, d).
+template <typename Run>
+auto one_after_the_other(const Run& run) {
+  const auto first = run(size_t{0}), second = run(size_t{1});
+  return std::apply(
+      [&](const auto&... a) {
+        return std::apply([&](const auto&... b) { return std::tuple_cat(std::make_tuple(a, b)...); }, second);
+      },
+      first);
 }
 inline void check_two(const char* argument, const std::vector<Tensor>& pair, bool optional = false) {
   LRCN_CHECK(pair.size() == 2 || (optional && pair.empty()), argument, " must be 2 tensors",
