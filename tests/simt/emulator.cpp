@@ -52,7 +52,7 @@ SIMT_API uint64_t simt_switches() {
   return simt::last_switches;
 }
 SIMT_API double simt_switch_ns() {
-  static char stack[16384];
+  static unsigned char stack[16384];
   constexpr int kRounds = 1000000;
   simt::start_context(bench_fiber, stack, sizeof stack, bench_loop);
   const auto start = std::chrono::steady_clock::now();

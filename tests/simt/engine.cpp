@@ -62,7 +62,7 @@ void Clock::join_reads(const std::vector<int>& other) {
 // --- a launch ----------------------------------------------------------------------------------
 
 Engine::Engine(const Launch& the_launch, const Options& the_options)
-    : launch(the_launch), rng{the_options.seed}, memory(buffers), options_(the_options) {
+    : launch(the_launch), rng{the_options.seed}, options_(the_options) {
   const unsigned units = launch.grid.x / launch.cluster * launch.grid.y;
   if (launch.block == 0 || launch.block % 32 != 0 || launch.block > 1024 || units == 0 ||
       launch.grid.x % launch.cluster != 0 || launch.cluster > 16)
@@ -86,8 +86,10 @@ Engine::Engine(const Launch& the_launch, const Options& the_options)
   const bool whole_block = slots > 1 && rng.below(2) == 0;
 
   stacks.reserve(threads);
-  memory.reserve_shared(slots);
-  memory.add(launch.arguments, launch.argument_bytes, "kernel arguments");
+  std::vector<Region> regions = buffers;
+  const auto arguments = reinterpret_cast<uintptr_t>(launch.arguments);
+  regions.push_back({arguments, arguments + launch.argument_bytes, "kernel arguments"});
+  memory.open(std::move(regions), slots);
   shared_end_ = 2 * Memory::kRedzone;
   if (launch.dynamic_shared > 0) memory.add_shared({shared_end_, launch.dynamic_shared, "dynamic"});
   shared_end_ += launch.dynamic_shared + Memory::kRedzone;
@@ -120,15 +122,14 @@ void Engine::start(unsigned place) {
   for (unsigned rank = 0; rank < launch.cluster; ++rank) {
     const unsigned slot = place * launch.cluster + rank;
     Block& block = blocks[slot];
-    const bool first = block.arena == nullptr;
     block = {};
     block.x = unit % row * launch.cluster + rank;
     block.y = unit / row;
     block.slot = slot;
     block.live = launch.block;
-    block.arena = memory.arena(slot);
+    block.arena = arenas.at(slot);
     block.cluster_barrier = &cluster_barriers_[place];
-    memory.start_block(slot, shared_end_ + Memory::kRedzone, first);
+    memory.start_block(slot, shared_end_ + Memory::kRedzone);
     for (unsigned t = 0; t < launch.block; ++t) {
       Fiber& fiber = fibers_[slot * launch.block + t];
       const int time = fiber.now();  // a component's time goes on from block to block
@@ -140,7 +141,7 @@ void Engine::start(unsigned place) {
       fiber.clock.all.assign(components, 0);
       fiber.clock.all[fiber.id] = time + 1;
       fiber.clock.reads = fiber.clock.all;
-      start_context(fiber.context, stacks.stack(fiber.id), Stacks::kBytes - Stacks::kGuard, thread_entry);
+      start_context(fiber.context, stacks.at(fiber.id), Stacks::kStride - Stacks::kGuard, thread_entry);
       wake(&fiber);
     }
   }
@@ -182,6 +183,7 @@ void Engine::end_thread() {
       fail(std::string("a lane returned while others of its mask wait for it in ") + op.what);
 
   fiber.done = true;
+  block.returned[fiber.thread / 32] |= 1u << fiber.thread % 32;
   progress();
   if (--block.live == 0) {
     check_redzones(block);
@@ -321,13 +323,13 @@ void Engine::collective(const char* what, unsigned mask, void* argument, Combine
   const unsigned warp = self->thread / 32, lane = self->thread % 32;
   auto& ops = self->block->warp_ops;
   if (!(mask >> lane & 1)) fail(std::string(what) + ": the lane is not in its own mask", pc);
-  for (unsigned i = 0; i < 32; ++i)
-    if (mask >> i & 1 && fibers_[self->id - lane + i].done)
-      fail(std::string(what) + ": lane " + std::to_string(i) + " of the mask has returned", pc);
+  if (const uint32_t gone = mask & self->block->returned[warp])
+    fail(std::string(what) + ": lane " + std::to_string(__builtin_ctz(gone)) + " of the mask has returned",
+         pc);
   auto op =
       std::find_if(ops.begin(), ops.end(), [&](const WarpOp& o) { return o.warp == warp && o.mask == mask; });
   if (op == ops.end()) op = ops.insert(op, WarpOp{what, warp, mask, 0, {}, {}, {}});
-  if (std::strcmp(op->what, what) != 0)
+  if (op->what != what && std::strcmp(op->what, what) != 0)
     fail(std::string("lanes of one mask disagree: some in ") + op->what + ", this one in " + what, pc);
   op->lane[lane] = self;
   op->argument[lane] = argument;
@@ -338,16 +340,18 @@ void Engine::collective(const char* what, unsigned mask, void* argument, Combine
   WarpOp complete = std::move(*op);
   ops.erase(op);
   if (combine != nullptr) combine(complete.argument, mask);
+  int now[32] = {};
+  for (unsigned i = 0; i < 32; ++i)
+    if (mask >> i & 1) now[i] = complete.lane[i]->now();
   for (unsigned i = 0; i < 32; ++i) {
     if (!(mask >> i & 1)) continue;
-    Fiber& to = *complete.lane[i];
-    if (orders) to.clock = complete.clock;
-    // What a lane computes from now on depends on what the others have read.
-    for (unsigned j = 0; j < 32 && !orders; ++j)
-      if (mask >> j & 1) {
-        int& reads = to.clock.reads[complete.lane[j]->id];
-        reads = std::max(reads, complete.lane[j]->now());
-      }
+    Clock& clock = complete.lane[i]->clock;
+    if (orders) {
+      clock = complete.clock;
+    } else {  // what a lane computes from now on depends on what the others have read
+      int* const reads = clock.reads.data() + (self->id - lane);
+      for (unsigned j = 0; j < 32; ++j) reads[j] = reads[j] > now[j] ? reads[j] : now[j];
+    }
   }
   for (unsigned i = 0; i < 32; ++i) {
     if (!(mask >> i & 1)) continue;
@@ -389,9 +393,10 @@ void Engine::send(Flight flight) {
 }
 
 void Engine::deliver() {
-  const unsigned i = options_.policy == Policy::round_robin ? 0 : rng.below(flights_.size());
-  const Flight flight = std::move(flights_[i]);
-  flights_.erase(flights_.begin() + i);
+  if (options_.policy != Policy::round_robin)
+    std::swap(flights_.front(), flights_[rng.below(flights_.size())]);
+  const Flight flight = std::move(flights_.front());
+  flights_.pop_front();
   *flight.to = flight.value;
   MbarrierState& state = block_at(flight.to).mbarriers.at(flight.barrier);
   state.arriving.join_reads(flight.reads);
@@ -421,7 +426,7 @@ void* Engine::shared_object(const std::type_info& type, size_t bytes, size_t ali
 }
 
 Block& Engine::block_at(const void* p) {
-  return blocks[(static_cast<const unsigned char*>(p) - memory.arena(0)) / Memory::kStride];
+  return blocks[(static_cast<const unsigned char*>(p) - arenas.at(0)) / Arenas::kStride];
 }
 
 // --- reports -------------------------------------------------------------------------------------

@@ -119,6 +119,7 @@ struct Block {
   Barrier barrier;
   Barrier* cluster_barrier = nullptr;
   std::vector<WarpOp> warp_ops;
+  uint32_t returned[32] = {};  // lanes of each warp
   std::map<const void*, MbarrierState> mbarriers;
 };
 
@@ -188,7 +189,7 @@ class Engine {
   std::vector<unsigned> finished_;       // places for them
   std::vector<unsigned> unit_live_;
   std::deque<Fiber*> ready_, starved_, pollers_;
-  std::vector<Flight> flights_;
+  std::deque<Flight> flights_;
   std::map<std::type_index, size_t> shared_offsets_;
   size_t shared_end_;
   uint64_t progress_ = 0;
@@ -201,6 +202,7 @@ class Engine {
 extern Engine* engine;  // the launch in progress
 extern Options options;
 extern uint64_t last_switches;
+using Stacks = Slots<60 << 10>;  // fibers'
 extern Stacks stacks;
 
 }  // namespace simt

@@ -1,12 +1,9 @@
-// Fibers: stacks and the switch between them. x86-64 saves six registers by hand (about 2 ns); other
+// Fibers: the switch between them. x86-64 saves six registers by hand (about 2 ns); other
 // machines, or -DSIMT_UCONTEXT, take ucontext, which makes a system call per switch.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <new>
 
 #if !defined(__x86_64__) && !defined(SIMT_UCONTEXT)
 #define SIMT_UCONTEXT
@@ -25,7 +22,7 @@ inline void switch_context(Context& from, Context& to) {
   swapcontext(&from, &to);
 }
 
-inline void start_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+inline void start_context(Context& context, unsigned char* stack, size_t bytes, void (*entry)()) {
   getcontext(&context);
   context.uc_stack.ss_sp = stack;
   context.uc_stack.ss_size = bytes;
@@ -58,7 +55,7 @@ inline void switch_context(Context& from, Context& to) {
   simt_switch_stack(&from.stack_pointer, to.stack_pointer);
 }
 
-inline void start_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+inline void start_context(Context& context, unsigned char* stack, size_t bytes, void (*entry)()) {
   // Six registers, then the address the switch returns to; entry must find rsp = 8 mod 16.
   void** top = reinterpret_cast<void**>(stack + bytes) - 1;
   top[-1] = reinterpret_cast<void*>(entry);
@@ -68,34 +65,5 @@ inline void start_context(Context& context, char* stack, size_t bytes, void (*en
 }
 
 #endif
-
-// Equal stacks side by side, each with an unmapped page below it. Untouched pages cost nothing.
-class Stacks {
- public:
-  static constexpr size_t kBytes = 64 << 10, kGuard = 4096;
-
-  ~Stacks() { release(); }
-  void reserve(size_t count) {
-    if (count <= count_) return;
-    release();
-    void* p = mmap(nullptr, count * kBytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<char*>(p);
-    count_ = count;
-    for (size_t i = 0; i < count; ++i) mprotect(base_ + i * kBytes, kGuard, PROT_NONE);
-  }
-  char* stack(size_t i) const { return base_ + i * kBytes + kGuard; }
-  bool contains(uintptr_t p) const { return p - reinterpret_cast<uintptr_t>(base_) < count_ * kBytes; }
-
- private:
-  void release() {
-    if (base_ != nullptr) munmap(base_, count_ * kBytes);
-    base_ = nullptr;
-    count_ = 0;
-  }
-  char* base_ = nullptr;
-  size_t count_ = 0;
-};
 
 }  // namespace simt

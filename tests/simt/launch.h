@@ -3,9 +3,7 @@
 // which keeps the launches with their arguments as they are then.
 #pragma once
 
-#include <tuple>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 struct CUstream_st;
@@ -38,22 +36,19 @@ namespace lrcn::cuda {
 
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), Grid grid, unsigned block, unsigned cluster, size_t dynamic_shared,
-            CUstream_st* stream, Args&&... args) {
-  using Call = std::pair<void (*)(Params...), std::tuple<Params...>>;
-  const Call call{kernel, std::tuple<Params...>(static_cast<Params>(std::forward<Args>(args))...)};
+            CUstream_st* stream, Args... args) {
+  const auto call = [=] { kernel(static_cast<Params>(args)...); };
+  using Call = decltype(call);
+  static_assert(std::is_trivially_copyable_v<Call>, "a kernel's arguments are copied as bytes");
   const simt::Launch launch{grid,
                             block,
                             cluster,
                             dynamic_shared,
                             reinterpret_cast<const void*>(kernel),
-                            [](const void* p) {
-                              const Call& c = *static_cast<const Call*>(p);
-                              std::apply(c.first, c.second);
-                            },
+                            [](const void* p) { (*static_cast<Call*>(p))(); },
                             &call,
                             sizeof call};
   if (stream == nullptr) return simt::run(launch);
-  static_assert((std::is_trivially_copyable_v<Params> && ...), "a kernel's arguments are copied as bytes");
   simt::keep(launch, *stream);
 }
 

@@ -1,7 +1,5 @@
 #include "memory.h"
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <cstring>
 
@@ -13,6 +11,7 @@ extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[],
 namespace simt {
 
 std::vector<Region> buffers;
+Arenas arenas;
 
 namespace {
 
@@ -20,71 +19,61 @@ uint32_t offset_of(const void* pc) {
   return static_cast<uint32_t>(static_cast<const char*>(pc) - __ehdr_start);
 }
 
-void* lazy_zeros(size_t bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  return p;
-}
+Pages all_cells;
+uint32_t last_era = 0;
 
 }  // namespace
 
-Memory::Memory(const std::vector<Region>& the_buffers) : regions_(the_buffers) {
-  for (Region& region : regions_)
-    region.cells = static_cast<Cell*>(lazy_zeros((region.end - region.begin + 1) * sizeof(Cell)));
-}
-
-Memory::~Memory() {
-  for (const Region& region : regions_) munmap(region.cells, (region.end - region.begin + 1) * sizeof(Cell));
-  if (arenas_ == nullptr) return;
-  munmap(shared_.cells, (shared_.end - shared_.begin) * sizeof(Cell));
-  munmap(arenas_, shared_.end - shared_.begin);
-}
-
-void Memory::reserve_shared(size_t blocks) {
-  arenas_ = static_cast<unsigned char*>(lazy_zeros(blocks * kStride));
-  shared_.begin = reinterpret_cast<uintptr_t>(arenas_);
-  shared_.end = shared_.begin + blocks * kStride;
-  shared_.cells = static_cast<Cell*>(lazy_zeros(blocks * kStride * sizeof(Cell)));
-  for (size_t i = 0; i < blocks; ++i) mprotect(arenas_ + i * kStride + kArena, kStride - kArena, PROT_NONE);
-}
-
-void Memory::add(const void* begin, size_t bytes, const char* name) {
-  const auto at = reinterpret_cast<uintptr_t>(begin);
-  regions_.push_back({at, at + bytes, name, static_cast<Cell*>(lazy_zeros((bytes + 1) * sizeof(Cell)))});
+void Memory::open(std::vector<Region> the_buffers, size_t blocks) {
+  regions_ = std::move(the_buffers);
+  era_ = ++last_era;
+  slot_era_.resize(blocks);
+  arenas.reserve(blocks);
+  shared_.begin = reinterpret_cast<uintptr_t>(arenas.at(0));
+  shared_.end = shared_.begin + blocks * Arenas::kStride;
+  size_t count = blocks * Arenas::kStride;
+  for (const Region& region : regions_) count += region.end - region.begin;
+  all_cells.reserve(count * sizeof(Cell));
+  shared_.cells = reinterpret_cast<Cell*>(all_cells.base());
+  Cell* next = shared_.cells + blocks * Arenas::kStride;
+  for (Region& region : regions_) {
+    region.cells = next;
+    next += region.end - region.begin;
+  }
 }
 
 void Memory::poison(unsigned slot, size_t from, size_t to) {
-  std::memset(arena(slot) + from, 0xff, to - from);  // NaN as float and as bf16
+  std::memset(arenas.at(slot) + from, 0xff, to - from);  // NaN as float and as bf16
 }
 
-void Memory::start_block(unsigned slot, size_t bytes, bool first_one) {
+void Memory::start_block(unsigned slot, size_t bytes) {
   poison(slot, 0, bytes);
-  if (first_one) return;  // on new pages
-  Cell* first = shared_.cells + slot * kStride;
-  const auto page = (reinterpret_cast<uintptr_t>(first) + 4095) / 4096 * 4096;
-  const auto end = reinterpret_cast<uintptr_t>(first + kArena);
-  std::memset(static_cast<void*>(first), 0, page - reinterpret_cast<uintptr_t>(first));
-  madvise(reinterpret_cast<void*>(page), end - page, MADV_DONTNEED);
+  slot_era_[slot] = ++last_era;
 }
 
 // --- one access ----------------------------------------------------------------------------------
 
 Cell* Memory::cells(uintptr_t p, size_t bytes, unsigned kind, const void* pc, bool* shared) {
+  const auto of_era = [&](Cell* first, uint32_t era) {
+    for (Cell* cell = first; cell < first + bytes; ++cell)
+      if (cell->era != era) *cell = {{}, {}, era, 0};
+    return first;
+  };
   *shared = p - shared_.begin < shared_.end - shared_.begin;
   if (*shared) {
     if (engine->block_at(reinterpret_cast<void*>(p)).live == 0)
       engine->fail("access to the shared memory of a block that has returned", pc);
-    const size_t offset = (p - shared_.begin) % kStride;
+    const size_t at = p - shared_.begin, offset = at % Arenas::kStride;
     for (const Object& object : objects_)
       if (offset - object.offset < object.bytes && offset + bytes <= object.offset + object.bytes)
-        return shared_.cells + (p - shared_.begin);
+        return of_era(shared_.cells + at, slot_era_[at / Arenas::kStride]);
   } else {
     if (last_ < regions_.size() && p - regions_[last_].begin >= regions_[last_].end - regions_[last_].begin)
       last_ = regions_.size();
     for (size_t i = 0; i < regions_.size() && last_ == regions_.size(); ++i)
       if (p - regions_[i].begin < regions_[i].end - regions_[i].begin) last_ = i;
     if (last_ < regions_.size() && p + bytes <= regions_[last_].end)
-      return regions_[last_].cells + (p - regions_[last_].begin);
+      return of_era(regions_[last_].cells + (p - regions_[last_].begin), era_);
     if (p - reinterpret_cast<uintptr_t>(__ehdr_start) < static_cast<size_t>(_end - __ehdr_start))
       return nullptr;  // a constant of the kernel
   }
@@ -95,7 +84,7 @@ Cell* Memory::cells(uintptr_t p, size_t bytes, unsigned kind, const void* pc, bo
 
 std::string Memory::place(uintptr_t p) const {
   if (p - shared_.begin < shared_.end - shared_.begin) {
-    const size_t offset = (p - shared_.begin) % kStride;
+    const size_t offset = (p - shared_.begin) % Arenas::kStride;
     const Object* near = nullptr;  // the object it is in, or runs over the end of
     for (const Object& object : objects_)
       if (offset >= object.offset && (near == nullptr || object.offset > near->offset)) near = &object;

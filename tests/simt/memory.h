@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "pages.h"
+
 namespace simt {
 
 enum Access : unsigned { kRead = 1, kWrite = 2, kAtomic = 4 };
@@ -20,9 +22,10 @@ struct Moment {  // component `who - 1` at its local time
   uint32_t pc;  // offset in this library
 };
 
-struct Cell {  // one byte; all zero: never touched
+struct Cell {  // one byte
   Moment write, read[2];
-  uint32_t in_flight;  // an unfinished cp.async owns it
+  uint32_t era : 31;       // it is as if never touched, unless its memory is still in this era
+  uint32_t in_flight : 1;  // an unfinished cp.async owns it
 };
 
 struct Object {  // in every block's shared memory
@@ -38,18 +41,14 @@ struct Region {
 
 class Memory {
  public:
-  // Shared memory of `blocks` resident blocks: equal arenas, `stride` apart.
-  static constexpr size_t kArena = 256 << 10, kStride = kArena + 4096, kRedzone = 64;
+  static constexpr size_t kRedzone = 64;
 
-  explicit Memory(const std::vector<Region>& buffers);
-  ~Memory();
-  void reserve_shared(size_t blocks);
-  void add(const void* begin, size_t bytes, const char* name);
-  // A block moves in, the first one there or another: its arena's first bytes are poisoned, none is written.
-  void start_block(unsigned slot, size_t bytes, bool first_one);
+  // Global memory, and shared memory of `blocks` resident blocks.
+  void open(std::vector<Region> buffers, size_t blocks);
+  // A block moves in: its arena's first bytes are poisoned, none is written.
+  void start_block(unsigned slot, size_t bytes);
   void poison(unsigned slot, size_t from, size_t to);
   void add_shared(const Object& object) { objects_.push_back(object); }
-  unsigned char* arena(size_t slot) const { return arenas_ + slot * kStride; }
   bool in_shared(const void* p) const {
     return reinterpret_cast<uintptr_t>(p) - shared_.begin < shared_.end - shared_.begin;
   }
@@ -69,11 +68,14 @@ class Memory {
 
   std::vector<Region> regions_;
   Region shared_{};
-  unsigned char* arenas_ = nullptr;
   std::vector<Object> objects_;
+  uint32_t era_ = 0;                // of global memory
+  std::vector<uint32_t> slot_era_;  // of each slot's shared memory
   size_t last_ = 0;
 };
 
 extern std::vector<Region> buffers;  // global memory the next launches may touch
+using Arenas = Slots<256 << 10>;     // blocks' shared memory
+extern Arenas arenas;
 
 }  // namespace simt

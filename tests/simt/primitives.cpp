@@ -106,7 +106,7 @@ void* peer_address(void* own, unsigned rank) {
   if (rank >= engine->launch.cluster || !engine->memory.in_shared(own) || &engine->block_at(own) != &block)
     engine->fail("a peer's shared memory: rank too large, or not the address of an own shared object", PC);
   const long blocks = static_cast<long>(rank) - cluster_rank();
-  return static_cast<char*>(own) + blocks * static_cast<long>(simt::Memory::kStride);
+  return static_cast<char*>(own) + blocks * static_cast<long>(simt::Arenas::kStride);
 }
 
 // --- barriers ------------------------------------------------------------------------------------

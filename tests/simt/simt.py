@@ -127,7 +127,7 @@ class Library:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
             headers.append(f"-I{folder}")  # searched before the real one
-        jobs = [(p, p.read_text(), ["-O2", *flags]) for p in sorted(HERE.glob("*.cpp"))]
+        jobs = [(p, p.read_text(), ["-O3", *flags]) for p in sorted(HERE.glob("*.cpp"))]
         for source in [*sorted(CUDA.glob("*.cu")), *sorted(HERE.glob("*.cu"))]:
             include = headers if source.name in (unit or "").split() else []
             mutant = bool(include) or source.name in edits
