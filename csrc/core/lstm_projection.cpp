@@ -44,7 +44,7 @@ void LstmProjection::project(const Parallel& parallel) {
   }
   const auto rows = static_cast<int64_t>(x.size());
   if (capacity_ < rows) {
-    sums_ = allocate_packed(rows * panel_sums * static_cast<int64_t>(sizeof(float)));
+    sums_ = allocate_scratch(rows * panel_sums * static_cast<int64_t>(sizeof(float)));
     capacity_ = rows;
   }
   for (Pass& pass : passes) pass.sums = reinterpret_cast<float*>(sums_.get()) + pass.first * panel_sums;

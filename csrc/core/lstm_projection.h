@@ -28,7 +28,7 @@ class LstmProjection {
 
   const LstmInput& input_;
   const LstmShape& shape_;
-  PackedBuffer sums_;
+  Scratch sums_;
   int64_t capacity_ = 0;  // rows that sums_ has room for
   std::vector<LstmBlock> blocks_;
   std::vector<size_t> first_block_;  // of each step from begin_ on

@@ -1,6 +1,8 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <new>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -33,6 +35,38 @@ PackedBuffer allocate_packed(int64_t bytes) {
   if (buffer == nullptr && bytes > 0) throw std::bad_alloc();
   prefer_large_pages(buffer.get(), bytes);
   return buffer;
+}
+
+namespace {
+
+constexpr size_t kMostKept = 16;
+
+struct Kept {
+  PackedBuffer buffer;
+  int64_t bytes;
+};
+thread_local std::vector<Kept> kept;  // the oldest first
+
+}  // namespace
+
+Scratch allocate_scratch(int64_t bytes) {
+  kept.reserve(kMostKept);  // so that giving back cannot fail
+  auto best = kept.end();
+  for (auto k = kept.begin(); k != kept.end(); ++k)
+    if (k->bytes >= bytes && (best == kept.end() || k->bytes < best->bytes)) best = k;
+  if (best == kept.end()) return Scratch(allocate_packed(bytes).release(), Keep{bytes});
+  Scratch scratch(best->buffer.release(), Keep{best->bytes});
+  kept.erase(best);
+  return scratch;
+}
+
+void Keep::operator()(char* p) const {
+  PackedBuffer buffer(p);
+  int64_t total = bytes;
+  for (const Kept& k : kept) total += k.bytes;
+  for (; !kept.empty() && (total > kKeptBytes || kept.size() == kMostKept); kept.erase(kept.begin()))
+    total -= kept.front().bytes;
+  if (total <= kKeptBytes) kept.push_back({std::move(buffer), bytes});
 }
 
 }  // namespace lrcn

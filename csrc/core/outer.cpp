@@ -24,7 +24,7 @@ void outer_sum(int64_t K, int64_t M, const float* const* a, int64_t N, const flo
   if (K == 0) return void(std::fill_n(c, M * N, 0.0f));
   const simd::KernelTable& kernels = simd::kernels();
   const int64_t width = kernels.outer_columns, strips = (N + width - 1) / width;
-  const PackedBuffer packed = allocate_packed(K * strips * width * static_cast<int64_t>(sizeof(float)));
+  const Scratch packed = allocate_scratch(K * strips * width * static_cast<int64_t>(sizeof(float)));
   float* packed_b = reinterpret_cast<float*>(packed.get());
   parallel((K + kDepth - 1) / kDepth, /*grain=*/1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin * kDepth; k < std::min(K, end * kDepth); k += kDepth)

@@ -142,10 +142,10 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_cpu(const Tensor& x, const Tensor&
     return {h, c, gates};
   }
   const WeightType type = WeightType::kFloat32;
-  const PackedBuffer ih = allocate_packed(lstm_packed_bytes(n.H, layer.inputs, 0, type));
+  const Scratch ih = allocate_scratch(lstm_packed_bytes(n.H, layer.inputs, 0, type));
   lstm_pack(w_ih.const_data_ptr<float>(), layer.inputs, layer.inputs, nullptr, 0, n.H, type, ih.get(),
             torch_pool());
-  const PackedBuffer hh = allocate_packed(lstm_sequence_packed_bytes(n.H, n.P, n.projects, type));
+  const Scratch hh = allocate_scratch(lstm_sequence_packed_bytes(n.H, n.P, n.projects, type));
   lstm_sequence_pack(w_hh.const_data_ptr<float>(), data_or_null<float>(w_hr), n.H, n.P, type, hh.get(),
                      torch_pool());
   const LstmInput input{x.const_data_ptr<float>(), layer.inputs, ih.get(), type, data_or_null<float>(bias)};
@@ -231,6 +231,7 @@ Tensor weight_gradient(const Tensor& d, std::vector<const T*> inputs, int64_t n)
   const int64_t K = static_cast<int64_t>(rows.size());
   if constexpr (std::is_same_v<T, float>) {
     Tensor sum = new_empty(d, {M, n});
+    prefer_large_pages(sum);
     outer_sum(K, M, rows.data(), n, inputs.data(), sum.mutable_data_ptr<T>(), torch_pool());
     return sum;
   } else {
