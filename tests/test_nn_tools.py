@@ -162,6 +162,19 @@ def test_autocast():
         assert double(x.double())[0].dtype == torch.float64
 
 
+def test_autocast_rounds_what_a_layer_returns():
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(I, H, bidirectional=True), inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, states = lstm(x, lengths=LENGTHS)
+    full, full_states = lstm(x, lengths=LENGTHS)
+    for actual, expected in zip((y, *states), (full, *full_states), strict=True):
+        torch.testing.assert_close(actual, expected.bfloat16(), rtol=0, atol=0)
+    weights, d_y = list(lstm.parameters()), torch.randn(T, B, 2 * H).bfloat16()
+    actual = torch.autograd.grad(y, weights, d_y)
+    torch.testing.assert_close(actual, torch.autograd.grad(full, weights, d_y.float()), rtol=0, atol=0)
+
+
 def test_autocast_of_custom_cells():
     lstm, x = make(layer_norm=True, zoneout=0.1), inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):

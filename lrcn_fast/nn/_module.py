@@ -121,10 +121,17 @@ class RecurrentModule(nn.Module):
         """
         weights = self._weights(index)
         dtype = compute_dtype(weights.hh)
+        if self._is_native(x):
+            if dtype is None:
+                return lstm_layer(x, weights.ih, weights.hh, weights.bias, h0, c0, w_hr=weights.hr, **options)
+            # The kernel computes in float32 whatever it is given: only what a layer returns is rounded.
+            with torch.autocast("cpu", enabled=False):
+                w = weights.to(torch.float32)
+                x, h0, c0 = x.float(), h0.float(), c0.float()
+                h, c = lstm_layer(x, w.ih, w.hh, w.bias, h0, c0, w_hr=w.hr, **options)
+            return h.to(dtype), c.to(dtype)
         if dtype is not None:
             weights, x, h0, c0 = weights.to(dtype), x.to(dtype), h0.to(dtype), c0.to(dtype)
-        if self._is_native(x):
-            return lstm_layer(x, weights.ih, weights.hh, weights.bias, h0, c0, w_hr=weights.hr, **options)
         xg = F.linear(x, weights.ih, weights.bias)  # [T, B, 4H]
         lstm = reference.lstm if in_func_transform() else ops.lstm
         return lstm(xg, weights.hh, h0, c0, w_hr=weights.hr, **options)
