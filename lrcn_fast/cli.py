@@ -322,6 +322,22 @@ def convert(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder, packaged model or hub id of a captioner.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, created if needed.")],
+    dtype: Annotated[DtypeName, typer.Option("--dtype", help="How weights are stored.")] = DtypeName.FLOAT32,
+    as_json: Json = False,
+) -> None:
+    """Write a captioner for lrcn_fast.runtime, which needs ONNX Runtime and no PyTorch."""
+    from lrcn_fast.export import export_captioner
+
+    export_captioner(_load(model, DeviceName.CPU, DtypeName.FLOAT32), out, dtype=dtype.value)
+    print(json.dumps({"model": str(out)}) if as_json else out)
+
+
+@app.command()
 def info(as_json: Json = False) -> None:
     """Versions, instruction set, CUDA, threads and packaged models."""
     from lrcn_fast._info import collect

@@ -13,7 +13,7 @@ import yaml
 from synthetic_photos import photo, tiny_config, write_data_set
 
 pytest.importorskip("typer")
-from lrcn_fast import cli
+from lrcn_fast import cli, runtime
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.models import Captioner, Generation
 
@@ -378,6 +378,29 @@ def test_no_arguments_shows_help(run):
 
 def test_photo_fixture_is_a_photo():
     assert photo("red", "square").size == (48, 40)
+
+
+# ---- export -----------------------------------------------------------------------------------
+
+
+def test_export_captions_alike_without_torch(run, bundle, photos, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "small"
+    status, out, err = run("export", bundle, "--out", folder, "--json")
+    assert (status, json.loads(out), err) == (0, {"model": str(folder)}, "")
+    expected = [line.split("\t")[1] for line in run(*caption(bundle, *photos[:3]))[1].splitlines()]
+    found = runtime.Captioner(folder).caption(photos[:3], max_new_tokens=6)
+    assert [captions[0].text for captions in found] == expected
+
+
+def test_export_errors(run, bundle, tmp_path):
+    status, out, err = run("export", bundle, "--out", tmp_path / "small", "--dtype", "int8")
+    assert (status, out) == (1, "")
+    assert err == "lrcn-fast: export_captioner: dtype must be float32 or bfloat16, got 'int8'\n"
+    assert not (tmp_path / "small").exists()
+    assert run("export", tmp_path / "none", "--out", tmp_path / "small")[0] == 1
+    assert run("export", bundle)[0] == 2
 
 
 # ---- convert ----------------------------------------------------------------------------------
