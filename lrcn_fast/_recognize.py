@@ -65,6 +65,8 @@ class Streams:
         for option, model, kind in (("--model", self.rgb, "rgb"), ("--flow-model", self.flow, "flow")):
             if model is not None and model.stream_kind != kind:
                 raise ValueError(f"{option} must be a model that reads {kind}, got {model.stream_kind}")
+        if self.cache is not None and self.flow is None:
+            raise ValueError("--cache must come with a model that reads flow, got only one of frames")
         if self.flow is not None and self.rgb is not None and self.flow.classes != self.rgb.classes:
             raise ValueError(
                 "--flow-model must have the classes of --model, got "

@@ -418,6 +418,8 @@ def test_constructor_errors(options, message):
 
 
 def test_call_errors(tmp_path, model, photos):
+    with pytest.raises(ValueError, match="suppress_tokens must be a sequence of token ids, got 5"):
+        model.caption(photos[:1], suppress_tokens=5)
     with pytest.raises(ValueError, match="exactly one of images and features must be given"):
         model.caption()
     with pytest.raises(ValueError, match=r"features must be \[B, C\] = \[2, 96\], got \[2, 5\]"):

@@ -179,6 +179,8 @@ def test_late_fusion(run, models, videos, tmp_path):
     assert run(path, "--model", "rgb", "--flow-model", "flow", "--cache", tmp_path)[0] == 0
     (kept,) = tmp_path.iterdir()
     assert len(list(kept.iterdir())) == 20
+    message = "--cache must come with a model that reads flow, got only one of frames"
+    assert run(path, "--model", "rgb", "--cache", tmp_path) == (1, [], f"lrcn-fast: {message}\n")
 
 
 @pytest.mark.parametrize("stream", [False, True])

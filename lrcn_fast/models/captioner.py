@@ -29,6 +29,7 @@ from lrcn_fast._captions import Caption, Generation, make_captions
 from lrcn_fast.data import Vocabulary
 from lrcn_fast.decoder import CaptionDecoder
 from lrcn_fast.decoding import GenerationConfig
+from lrcn_fast.decoding._checks import check_tokens
 from lrcn_fast.models.bundle import Pretrained
 from lrcn_fast.models.conditioning import ConditionedFeatures
 from lrcn_fast.models.encoders import Encoder, create_encoder
@@ -296,7 +297,7 @@ class Captioner(ConditionedFeatures, Pretrained):
             raise ValueError("Captioner.caption: exactly one of images and features must be given")
         if features is None:
             features = self.features(images, batch_size=batch_size)
-        suppress = tuple(options.pop("suppress_tokens", ()))
+        suppress = check_tokens(options.pop("suppress_tokens", ()))
         if suppress_unk and self.vocabulary.unk_id is not None:
             suppress = (*suppress, self.vocabulary.unk_id)
         result = self.decoder.generate(

@@ -29,7 +29,10 @@ struct FloatTile {
   static constexpr int kValues = Word<W>::kValues;
   // Unpacking bfloat16 takes the registers of a sixth row.
   static constexpr int kMaxRows = min(W == WeightType::kFloat32 ? 6 : 5, kSums / kVecs);
-  static constexpr int groups(int rows) { return groups_that_fit(rows); }
+  // Nor is there room for it beside the sums of two groups of three rows: 10 % at 3 rows (Zen 3).
+  static constexpr int groups(int rows) {
+    return kValues > 1 && rows * kVecs * 2 == kSums ? 1 : groups_that_fit(rows);
+  }
   // 24 KB in float32. 384 and its neighbours are alike; 128 and 1000 were 20 % slower on a Zen 3 core at 32
   // rows.
   static constexpr int64_t block(int groups) { return 384 / groups; }
