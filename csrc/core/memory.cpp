@@ -1,7 +1,7 @@
 #include "memory.h"
 
-#include <algorithm>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
