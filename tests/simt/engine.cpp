@@ -135,7 +135,6 @@ void Engine::start(unsigned place) {
       const int time = fiber.now();  // a component's time goes on from block to block
       fiber.block = &block;
       fiber.thread = t;
-      fiber.done = false;
       fiber.wait = {};
       fiber.copies.clear();
       fiber.clock.all.assign(components, 0);
@@ -182,7 +181,6 @@ void Engine::end_thread() {
     if (op.warp == fiber.thread / 32 && op.mask >> fiber.thread % 32 & 1)
       fail(std::string("a lane returned while others of its mask wait for it in ") + op.what);
 
-  fiber.done = true;
   block.returned[fiber.thread / 32] |= 1u << fiber.thread % 32;
   progress();
   if (--block.live == 0) {
@@ -465,7 +463,7 @@ std::string Engine::source(const void* pc) const {
 std::string Engine::stall_report() const {
   std::map<std::string, std::vector<unsigned>> groups;
   for (const Fiber& fiber : fibers_) {
-    if (fiber.done || fiber.block == nullptr) continue;
+    if (fiber.block == nullptr || fiber.block->has_returned(fiber.thread)) continue;
     std::ostringstream key;
     key << "block " << fiber.block->x;
     if (launch.grid.y > 1) key << "," << fiber.block->y;

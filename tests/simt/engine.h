@@ -78,7 +78,7 @@ struct Fiber {
   unsigned id;  // its component of every clock
   Clock clock;
   int async_time = 0;  // of its second component
-  bool done = false, victim = false;
+  bool victim = false;
   Wait wait;
   unsigned polls = 0;        // fruitless rounds of a polling loop...
   uint64_t polled_at = ~0u;  // ...since this moment of Engine::progress
@@ -120,6 +120,7 @@ struct Block {
   Barrier* cluster_barrier = nullptr;
   std::vector<WarpOp> warp_ops;
   uint32_t returned[32] = {};  // lanes of each warp
+  bool has_returned(unsigned thread) const { return returned[thread / 32] >> thread % 32 & 1; }
   std::map<const void*, MbarrierState> mbarriers;
 };
 
