@@ -36,17 +36,23 @@ struct Float32 {
   static Vec add(Vec sum, Vec a, Vec b) { return sum * a + b; }
 };
 
-// Pairs of 16-bit integers, two products a lane.
-struct Int16 {
+// Bytes, four products a lane, or pairs of 16-bit integers where no instruction multiplies bytes.
+struct Int8 {
   using Sum = VecI;
+#if defined(__AVX2__)
+  static constexpr int kProducts = 4;
+#else
   static constexpr int kProducts = 2;
+#endif
   static VecI add(VecI sum, Vec a, Vec b) {
 #if defined(__AVX512VNNI__)
-    return (VecI)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+    return (VecI)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif defined(__AVX512BW__)
-    return (VecI)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)a, (__m512i)b));
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+    return sum + (VecI)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif defined(__AVX2__)
-    return sum + (VecI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+    return sum + (VecI)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #elif defined(__SSE2__) && !defined(__AVX__)
     return sum + (VecI)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
@@ -121,7 +127,7 @@ extern "C" void roofline_multiply_add_bfloat16(int64_t count, int threads) {
 }
 
 extern "C" void roofline_multiply_add_int8(int64_t count, int threads) {
-  multiply_add<Int16>(count, threads);
+  multiply_add<Int8>(count, threads);
 }
 
 // Starts `times` parallel sections that do nothing.

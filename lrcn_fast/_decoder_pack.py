@@ -61,10 +61,10 @@ class PackedDecoder(torch.nn.Module):
 
         Args:
             dtype: bfloat16 and int8 (one scale per row; CPU only) weights are read faster. The arithmetic is
-                float32, but for products with int8 weights, whose other factor is rounded to 16-bit
-                integers, and with bfloat16 weights on a CPU with AVX512_BF16, whose other factor is rounded
-                to bfloat16. On the CPU the words that a search chooses among, a few more than it needs, are
-                scored again with the projection in float32, which is kept beside: ``V * H * 4`` bytes.
+                float32, but for products with rounded weights, see :func:`lrcn_fast.ops.lstm_pack`. With
+                int8, weights that meet an image once, not at every step, are bfloat16. On the CPU the words
+                that a search chooses among, a few more than it needs, are scored again with the projection in
+                float32, which is kept beside: ``V * H * 4`` bytes.
 
         Returns:
             The decoder.

@@ -56,10 +56,11 @@ def decoder_bytes(
     size = _DECODER_HEADER_BYTES + floats(V * (4 * hidden[0] if table else E))
     for kx, H in zip([0 if table else E, *hidden], hidden, strict=False):
         size += lstm_bytes(H, kx, H, dtype) + floats(4 * H)
+    image = torch.bfloat16 if dtype is torch.int8 else dtype  # type_of_image
     if static_layer >= 0:
-        size += linear_bytes(4 * hidden[static_layer], F, dtype)
+        size += linear_bytes(4 * hidden[static_layer], F, image)
     if image_first and table:
-        size += linear_bytes(4 * hidden[0], E, dtype)
+        size += linear_bytes(4 * hidden[0], E, image)
     exact = floats(V * hidden[-1]) if dtype is not torch.float32 else 0
     return size + linear_bytes(V, hidden[-1], dtype) + floats(V) + exact
 

@@ -54,8 +54,9 @@ def decode_pack(
         static_layer: The layer whose input is ``cat(x, features)`` at every step.
         image_first: Whether the features [B, E] are layer 0's input before the first word.
         dtype: How the weights are stored: float32, bfloat16, on the CPU int8, on CUDA float16. The arithmetic
-            is float32, but for products with rounded weights, see :func:`lrcn_fast.ops.lstm_pack`. On the
-            CPU a copy of a projection that is rounded stays in float32: a search ranks the words that it
+            is float32, but for products with rounded weights, see :func:`lrcn_fast.ops.lstm_pack`. Weights
+            that meet an image once, not at every step, are bfloat16 where the others are int8. On the CPU a
+            copy of a projection that is rounded stays in float32: a search ranks the words that it
             chooses among by it, and reports its log-probabilities.
         table_limit: Layer 0's input term of every word, ``embedding @ w_ih[0].T + bias[0]``, is computed here
             and kept as a table of ``V * 4H * 4`` bytes when that is at most this many. It saves a GEMM per

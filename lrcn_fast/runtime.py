@@ -86,10 +86,11 @@ class Decoder:
         bos_id: The word that is fed first.
         eos_id: The word that ends a caption.
         pad_id: Fills sequences after their end.
-        dtype: How the weights are stored: float32, bfloat16 or int8. The arithmetic is float32, but
-            for products with int8 weights, whose other factor is rounded to 16-bit integers, and with
-            bfloat16 weights on a CPU with AVX512_BF16, whose other factor is rounded to bfloat16. A copy of
-            the projection stays in float32: the words that a search chooses among are scored again with it.
+        dtype: How the weights are stored: float32, bfloat16 or int8 (those that meet an image once, not at
+            every step, as bfloat16). The arithmetic is float32, but for products with int8 weights, whose
+            other factor is rounded to 8-bit integers (7 bits without VNNI) with a scale per 128 values, and
+            with bfloat16 weights on a CPU with AVX512_BF16, whose other factor is rounded to bfloat16. A copy
+            of the projection stays in float32: the words that a search chooses among are scored with it.
         table_limit: The input term of every word is computed once, now, when that takes at most this many
             bytes: ``V * 4H * 4``.
 

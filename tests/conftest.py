@@ -28,6 +28,17 @@ def rounds_bfloat16() -> bool:
     return runtime.isa().startswith("avx512_bf16")
 
 
+def int8_activations(x):
+    """x [..., K] as int8 weights multiply it: its product with the identity, which int8 stores exactly.
+
+    test_ops_linear.py says how close that is to x.
+    """
+    from lrcn_fast import ops
+
+    K = x.shape[-1]
+    return ops.linear(x.float(), ops.linear_pack(torch.eye(K), dtype=torch.int8), None, K).to(x.dtype)
+
+
 def data_dir(*parts: str) -> Path:
     """Return a folder or file of the shared data sets, or skip the test (or the module) that asks for it.
 

@@ -17,6 +17,7 @@ KERNEL_TESTS = [
     "tests/test_ops_*.py",
     "tests/test_nn_lstm.py",
     "tests/test_decoder_native.py",
+    "tests/test_rescoring.py",
     "tests/test_runtime.py",
 ]
 # More, where it is the only time that a set's kernels run.

@@ -182,8 +182,8 @@ def test_prepare_rounds_the_weights(dtype, options):
             for name, p in exact.named_parameters():
                 if p.dim() == 2:
                     p.copy_(rounded(lstm.get_parameter(name), dtype))
-            # int8 weights multiply integers of max |h| / 32767: measured 1.9e-6
-            close = dict(rtol=0, atol=6e-6) if dtype == "int8" else FLOAT
+            # int8 weights multiply integers of 8 bits: measured 9e-4
+            close = dict(rtol=0, atol=3e-3) if dtype == "int8" else FLOAT
             if dtype == "bfloat16" and rounds_bfloat16():
                 close = dict(rtol=0, atol=1e-3)  # measured 2.6e-4
             torch.testing.assert_close((output, states), exact(x, lengths=LENGTHS), **close)

@@ -65,12 +65,21 @@ class Model:
         layer = -1 if self.static_layer is None else self.static_layer
         return (*weights, layer, self.image_first, dtype, table)
 
+    def taken(self, x):
+        """What the weights multiply at every step, of x."""
+        return x
+
+    def taken_once(self, features):
+        """What the weights multiply once for an image, of its features."""
+        return features
+
     def _layers(self, x, state, features):
         out = []
         for layer, H in enumerate(self.hidden):
+            x = self.taken(x) if layer > 0 else x
             if layer == self.static_layer:
-                x = torch.cat([x, features], 1)
-            z = x @ self.w_ih[layer].T.to(x) + state[2 * layer] @ self.w_hh[layer].T.to(x)
+                x = torch.cat([x, self.taken_once(features)], 1)
+            z = x @ self.w_ih[layer].T.to(x) + self.taken(state[2 * layer]) @ self.w_hh[layer].T.to(x)
             if self.bias[layer] is not None:
                 z = z + self.bias[layer].to(x)
             i, f, g, o = z.split(H, 1)
@@ -92,7 +101,7 @@ class Model:
         static = self.static_layer is not None
         logits = None
         if self.image_first:
-            logits, state = self._layers(features, state, None)
+            logits, state = self._layers(self.taken_once(features), state, None)
         fed = [] if prefix is None else list(prefix.T)
         for words in ([torch.full((B,), BOS)] if feed_bos else []) + fed:
             logits, state = self._layers(embedding[words], state, features)

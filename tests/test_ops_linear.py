@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import rounds_bfloat16
+from conftest import int8_activations, rounds_bfloat16
 from torch.nn import functional as F
 
 from lrcn_fast import ops
@@ -32,16 +32,27 @@ def test_matches_float64(shape, N, bias, dtype):
     x, w, b = torch.randn(shape), torch.randn(N, shape[-1]), torch.randn(N) if bias else None
     y = ops.linear(x, ops.linear_pack(w, dtype=dtype), b, N)
     stored, wide_b = rounded(w, dtype), None if b is None else b.double()
+    x = int8_activations(x) if dtype is torch.int8 else x
     expected = F.linear(x.double(), stored, wide_b)
     size = F.linear(x.double().abs(), stored.abs(), None if b is None else wide_b.abs())
     assert y.shape == (*shape[:-1], N)
     bound = EPS_PER_SUM * torch.finfo(torch.float32).eps * size
-    if dtype is torch.int8:  # x is rounded to integers of max |x| / 32767: half a step for each weight
-        half_step = x.double().abs().amax(-1, keepdim=True) / 32767 * 0.501 if len(x) else 0
-        bound = bound + half_step * stored.abs().sum(1)
     if dtype is torch.bfloat16 and rounds_bfloat16():
         bound = bound + 2.0**-8 * size
     assert ((y.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("K", [1, 3, 4, 127, 128, 129, 300])
+def test_int8_rounds_activations_by_blocks(K):
+    x = torch.randn(50, K) * torch.logspace(-20, 20, 50)[:, None]
+    x[:, 128:] *= 1e-6  # a block's step is its own
+    x[0] = 0.0
+    rounded = int8_activations(x)
+    error = F.pad((rounded - x).abs(), (0, -K % 128)).unflatten(1, (-1, 128))
+    largest = F.pad(x.abs(), (0, -K % 128)).unflatten(1, (-1, 128)).amax(2, keepdim=True)
+    assert (error <= largest / 64 * 0.50001).all()
+    assert K == 1 or (error > largest * 1e-4).any()  # it does round
+    torch.testing.assert_close(int8_activations(rounded), rounded, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

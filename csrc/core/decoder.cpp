@@ -37,6 +37,12 @@ int64_t input_of_step(const DecoderShape& s, int64_t layer) {
   return layer == 0 && s.table ? 0 : s.input(layer);
 }
 
+// How the weights are stored that meet an image once, not at every step: there is no time to be won by
+// rounding its features to 8 bits, and those were half of the error of int8 (benchmarks/accuracy.py).
+WeightType type_of_image(const DecoderShape& s) {
+  return s.type == WeightType::kInt8 ? WeightType::kBFloat16 : s.type;
+}
+
 Layout layout_of(const DecoderShape& s) {
   Layout layout;
   int64_t end = sizeof(Header);
@@ -52,8 +58,10 @@ Layout layout_of(const DecoderShape& s) {
   }
   layout.words = floats(s.vocab * (s.table ? 4 * s.hidden[0] : s.embed));
   if (s.static_layer >= 0)
-    layout.static_term = place(linear_packed_bytes(4 * s.hidden[s.static_layer], s.static_size, s.type));
-  if (s.image_first && s.table) layout.image = place(linear_packed_bytes(4 * s.hidden[0], s.embed, s.type));
+    layout.static_term =
+        place(linear_packed_bytes(4 * s.hidden[s.static_layer], s.static_size, type_of_image(s)));
+  if (s.image_first && s.table)
+    layout.image = place(linear_packed_bytes(4 * s.hidden[0], s.embed, type_of_image(s)));
   layout.projection = place(linear_packed_bytes(s.vocab, s.hidden.back(), s.type));
   layout.projection_bias = floats(s.vocab);
   if (s.type != WeightType::kFloat32) layout.exact = floats(s.vocab * s.hidden.back());
@@ -115,10 +123,10 @@ void decoder_pack(const DecoderShape& s, const DecoderWeights& weights, void* pa
               parallel);
     copy(layout.bias[l], weights.bias[l], 4 * H);
     if (l == s.static_layer)
-      linear_pack(weights.w_ih[l] + s.input(l), ld, 1, 4 * H, s.static_size, s.type,
+      linear_pack(weights.w_ih[l] + s.input(l), ld, 1, 4 * H, s.static_size, type_of_image(s),
                   base + layout.static_term, parallel);
     if (l == 0 && s.image_first && s.table)
-      linear_pack(weights.w_ih[0], ld, 1, 4 * H, s.embed, s.type, base + layout.image, parallel);
+      linear_pack(weights.w_ih[0], ld, 1, 4 * H, s.embed, type_of_image(s), base + layout.image, parallel);
     if (l == 0 && s.table) {
       fold_table(s, weights, ld, floats(layout.words), parallel);
       pad(layout.words, s.vocab * 4 * H);
@@ -158,10 +166,10 @@ PackedDecoder::PackedDecoder(const void* packed, int64_t bytes) {
     layers_.push_back({base + layout.lstm[l], floats(layout.bias[l])});
   words_ = floats(layout.words);
   if (shape_.static_layer >= 0)
-    static_ = {base + layout.static_term, shape_.type, 4 * shape_.hidden[shape_.static_layer],
+    static_ = {base + layout.static_term, type_of_image(shape_), 4 * shape_.hidden[shape_.static_layer],
                shape_.static_size};
   if (shape_.image_first && shape_.table)
-    image_ = {base + layout.image, shape_.type, 4 * shape_.hidden[0], shape_.embed};
+    image_ = {base + layout.image, type_of_image(shape_), 4 * shape_.hidden[0], shape_.embed};
   projection_ = {base + layout.projection, shape_.type, shape_.vocab, shape_.hidden.back()};
   projection_bias_ = floats(layout.projection_bias);
   if (shape_.type != WeightType::kFloat32) exact_projection_ = floats(layout.exact);

@@ -24,24 +24,28 @@ void linear_pack(const float* w, int64_t stride_n, int64_t stride_k, int64_t N, 
 }
 
 DotInput::DotInput(WeightType type, int64_t rows, const float* const* x, int64_t k, const Parallel& parallel)
-    : x_(x), k_(k), kq_((k + values_per_word(type) - 1) / values_per_word(type) * values_per_word(type)) {
+    : x_(x), k_(k) {
   const simd::KernelTable& kernels = simd::kernels();
   const bool rounds = type == WeightType::kBFloat16 && kernels.round_bfloat16 != nullptr;
   if (x == nullptr || (type != WeightType::kInt8 && !rounds)) return;
-  q_.resize(rows * kq_), scales_.resize(rows);
+  blocks_ = rounds ? 0 : (k + simd::kInt8Block - 1) / simd::kInt8Block;
+  q_bytes_ = (k + 15) / 16 * 16 * static_cast<int64_t>(rounds ? sizeof(int16_t) : sizeof(int8_t));
+  q_.resize(rows * q_bytes_), scales_.resize(rows * blocks_);
   parallel(rows, /*grain=*/std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, k)),
            [&](int64_t begin, int64_t end) {
-             for (int64_t r = begin; r < end; ++r)
+             for (int64_t r = begin; r < end; ++r) {
+               char* q = q_.data() + r * q_bytes_;
                if (rounds)
-                 kernels.round_bfloat16(k, x[r], q_.data() + r * kq_);
+                 kernels.round_bfloat16(k, x[r], reinterpret_cast<int16_t*>(q));
                else
-                 kernels.quantise(k, x[r], q_.data() + r * kq_, &scales_[r]);
+                 kernels.quantise(k, x[r], reinterpret_cast<int8_t*>(q), scales_.data() + r * blocks_);
+             }
            });
 }
 
 simd::DotRows DotInput::from(int64_t row) const {
-  if (x_ == nullptr) return {nullptr, k_, nullptr, nullptr};
-  return {x_ + row, k_, q_.data() + (q_.empty() ? 0 : row * kq_), scales_.data() + (q_.empty() ? 0 : row)};
+  if (x_ == nullptr) return {nullptr, k_, nullptr, 0, nullptr, 0};
+  return {x_ + row, k_, q_.data() + row * q_bytes_, q_bytes_, scales_.data() + row * blocks_, blocks_};
 }
 
 void linear_panel(const PackedLinear& w, int64_t panel, int64_t rows, const simd::DotRows& x,

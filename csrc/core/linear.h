@@ -61,7 +61,7 @@ struct PackedLinear {
   int64_t K;
 };
 
-// Rows of activations, ready to multiply packed weights of a type: as they are for float32, as 16-bit
+// Rows of activations, ready to multiply packed weights of a type: as they are for float32, as 8-bit
 // integers for int8 (simd/tile_int8.h), rounded for bfloat16 on a CPU that multiplies pairs of those
 // (simd/tile_bfloat16.h). Made once for all panels; x must outlive it.
 class DotInput {
@@ -74,9 +74,9 @@ class DotInput {
 
  private:
   const float* const* x_;
-  int64_t k_, kq_;
-  std::vector<int16_t> q_;
-  std::vector<float> scales_;
+  int64_t k_, q_bytes_ = 0, blocks_ = 0;
+  std::vector<char> q_;
+  std::vector<simd::Int8Scale> scales_;
 };
 
 // y[r] = x[r] @ w^T + bias for rows given as pointers: x[r] [K], y[r] [N]; bias [N] or null.

@@ -127,7 +127,7 @@ void pack_panel(const char* what, const PackPart* parts, int count, WeightType t
         out = pack_words<2>(columns, K, out, [](float value, int64_t) { return to_bfloat16(value); });
       } else {
         out = pack_words<4>(columns, K, out, [&](float value, int64_t j) {
-          return static_cast<uint32_t>(std::lrintf(value * inverse[group + j])) & 0xffu;
+          return static_cast<uint32_t>(std::lrintf(value * inverse[group + j]) + 128);
         });
       }
     }

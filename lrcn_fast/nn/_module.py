@@ -149,9 +149,9 @@ class RecurrentModule(nn.Module):
         ``prepare()`` again, and so does any write in place once the module is compiled.
 
         Args:
-            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row; what they
-                multiply is rounded to 16-bit integers, one scale per row too). What bfloat16 weights multiply
-                is rounded to bfloat16 on a CPU with AVX512_BF16.
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"``: one scale per row, and what the weights
+                multiply is rounded to 8 bits too (7 on a CPU without VNNI), one scale per 128 values of a
+                row. What bfloat16 weights multiply is rounded to bfloat16 on a CPU with AVX512_BF16.
 
         Returns:
             The module.

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "random.h"
+#include "taken.h"
 
 namespace {
 
@@ -107,21 +108,40 @@ TEST(packing_a_transposed_weight) {
   }
 }
 
-// What one output may be off: k * eps * sum |x w|, worst k seen 1.9; and with int8 weights, where x becomes
-// integers of max |x| / 32767, half a step of x for each weight; and with bfloat16 weights on a CPU that
+TEST(quantise_rounds_blocks_to_bytes) {
+  for (int64_t K : {1, 2, 3, 4, 5, 8, 127, 128, 129, 300}) {
+    auto x = Random(K).values(K);
+    for (int64_t k = 128; k < K; ++k) x[k] *= 1e-9f;
+    const int64_t blocks = (K + simd::kInt8Block - 1) / simd::kInt8Block;
+    std::vector<int8_t> q((K + 15) / 16 * 16, 99);
+    std::vector<simd::Int8Scale> scales(blocks);
+    simd::kernels().quantise(K, x.data(), q.data(), scales.data());
+    for (int64_t b = 0; b < blocks; ++b) {
+      float largest = 0;
+      int sum = 0;
+      for (int64_t k = b * simd::kInt8Block; k < std::min(K, (b + 1) * simd::kInt8Block); ++k) {
+        largest = std::fmax(largest, std::fabs(x[k])), sum += q[k];
+        CHECK_NEAR(q[k] * scales[b].scale, x[k], scales[b].scale * 0.50001);
+      }
+      CHECK(scales[b].scale <= largest / 64 * 1.000001 && scales[b].scale >= largest / 127 * 0.999999);
+      CHECK(scales[b].offset == -128 * sum);
+    }
+    for (int64_t k = K; k % 4 != 0; ++k) CHECK(q[k] == 0);
+  }
+}
+
+// What one output may be off: k * eps * sum |x w|, worst k seen 1.9; and with bfloat16 weights on a CPU that
 // multiplies pairs of bfloat16, half a unit of x's eighth bit.
 class Bound {
  public:
-  Bound(WeightType type, const float* x, int64_t K) {
-    for (int64_t k = 0; k < K && type == WeightType::kInt8; ++k)
-      half_step_ = std::fmax(half_step_, std::fabs(x[k]) / 32767 * 0.501);
+  explicit Bound(WeightType type) {
     if (type == WeightType::kBFloat16 && simd::kernels().round_bfloat16 != nullptr) relative_ += 1.0 / 256;
   }
-  void add(double product, double w) { bound_ += relative_ * std::fabs(product) + half_step_ * std::fabs(w); }
+  void add(double product) { bound_ += relative_ * std::fabs(product); }
   double value() const { return bound_; }
 
  private:
-  double relative_ = 4 * 1.2e-7, half_step_ = 0, bound_ = 0;
+  double relative_ = 4 * 1.2e-7, bound_ = 0;
 };
 
 TEST(linear_matches_double) {
@@ -134,16 +154,17 @@ TEST(linear_matches_double) {
           const Packed packed(random.values(N * K), N, K, type);
           const auto x = random.values(M * K), bias = random.values(N);
           const auto w = K <= 64 ? stored(packed) : std::vector<float>();
+          const auto multiplied = test::taken(type, x, M, K);
           std::vector<float> y(M * N, NAN);
           linear_forward(packed.linear, M, x.data(), K, bias.data(), y.data(), N);
           for (int64_t m = 0; m < M && !w.empty(); ++m)
             for (int64_t n = 0; n < N; ++n) {
               double sum = bias[n];
-              Bound bound(type, x.data() + m * K, K);
-              bound.add(bias[n], 0);
+              Bound bound(type);
+              bound.add(bias[n]);
               for (int64_t k = 0; k < K; ++k) {
-                const double product = static_cast<double>(x[m * K + k]) * w[n * K + k];
-                sum += product, bound.add(product, w[n * K + k]);
+                const double product = static_cast<double>(multiplied[m * K + k]) * w[n * K + k];
+                sum += product, bound.add(product);
               }
               CHECK_NEAR(y[m * N + n], sum, bound.value());
             }
@@ -162,16 +183,16 @@ TEST(linear_matches_double_over_long_rows) {
     for (int64_t M : {1, 5, 8}) {
       Random random(11);
       const Packed packed(random.values(N * K), N, K, type);
-      const auto w = stored(packed), x = random.values(M * K);
+      const auto w = stored(packed), x = random.values(M * K), multiplied = test::taken(type, x, M, K);
       std::vector<float> y(M * N);
       linear_forward(packed.linear, M, x.data(), K, nullptr, y.data(), N);
       for (int64_t m = 0; m < M; ++m)
         for (int64_t n = 0; n < N; ++n) {
           double sum = 0;
-          Bound bound(type, x.data() + m * K, K);
+          Bound bound(type);
           for (int64_t k = 0; k < K; ++k) {
-            const double product = static_cast<double>(x[m * K + k]) * w[n * K + k];
-            sum += product, bound.add(product, w[n * K + k]);
+            const double product = static_cast<double>(multiplied[m * K + k]) * w[n * K + k];
+            sum += product, bound.add(product);
           }
           CHECK_NEAR(y[m * N + n], sum, bound.value());
         }
@@ -179,12 +200,15 @@ TEST(linear_matches_double_over_long_rows) {
 }
 
 TEST(int8_sums_do_not_overflow) {
-  const int64_t M = 7, N = 64, K = 1500;  // every product is the largest there is: 127 * 32767
-  const Packed packed(std::vector<float>(N * K, -2.0f), N, K, WeightType::kInt8);
-  const std::vector<float> x(M * K, 3.0f);
-  std::vector<float> y(M * N);
-  linear_forward(packed.linear, M, x.data(), K, nullptr, y.data(), N);
-  for (float value : y) CHECK_NEAR(value, -6.0 * K, 1e-6 * 6 * K);
+  const int64_t M = 7, N = 64, K = 1500;  // every product is the largest there is, of either sign
+  for (float sign : {1.0f, -1.0f})
+    for (float value : {2.0f, -2.0f}) {
+      const Packed packed(std::vector<float>(N * K, value), N, K, WeightType::kInt8);
+      const std::vector<float> x(M * K, sign * 3.0f);
+      std::vector<float> y(M * N);
+      linear_forward(packed.linear, M, x.data(), K, nullptr, y.data(), N);
+      for (float found : y) CHECK_NEAR(found, sign * value * 3.0 * K, 1e-6 * 6 * K);
+    }
 }
 
 TEST(int8_keeps_rows_apart_that_are_not_finite_or_tiny) {

@@ -34,12 +34,11 @@ struct BFloat16Tile {
                   Ahead ahead) {
     constexpr int kN = S * kVecs;
     const char* words = in.words;
-    const int64_t kq = (x.k + kValues - 1) / kValues * kValues;
     Vec sum[R][kN];
-    const int16_t* row[R];
+    const char* row[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      row[r] = x.q + (first + r) * kq;
+      row[r] = x.q + (first + r) * x.q_bytes;
 #pragma GCC unroll 16
       for (int v = 0; v < kN; ++v) sum[r][v] = load(sums + r * kPanel + v * kLanes);
     }
@@ -51,7 +50,7 @@ struct BFloat16Tile {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         uint32_t pair;
-        std::memcpy(&pair, row[r] + k, sizeof pair);
+        std::memcpy(&pair, row[r] + k * sizeof(int16_t), sizeof pair);
         const VecU pairs = VecU{} + pair;
 #pragma GCC unroll 16
         for (int v = 0; v < kN; ++v) sum[r][v] = add_pairs(sum[r][v], w[v], pairs);
