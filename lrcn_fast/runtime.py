@@ -42,7 +42,7 @@ _EARLY_STOPPING = {False: 0, True: 1, "never": 2}
 
 
 def isa() -> str:
-    """The instruction set that the kernels run on: generic, avx2, avx512 or avx512_bf16."""
+    """The instruction set that the kernels run on: generic, avx2, avx512, avx512_vnni or avx512_bf16."""
     name: str = _runtime.isa()
     return name
 

@@ -14,7 +14,8 @@ FLAGS = {
     "avx2": ["avx2", "fma"],
     "avx512": ["avx2", "fma", "avx512f", "avx512vl", "avx512dq", "avx512bw"],
 }
-FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "avx512_vnni", "avx512_bf16"]
+FLAGS["avx512_vnni"] = [*FLAGS["avx512"], "avx512_vnni"]
+FLAGS["avx512_bf16"] = [*FLAGS["avx512_vnni"], "avx512_bf16"]
 
 
 def missing_flags(isa: str) -> list[str]:

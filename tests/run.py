@@ -58,6 +58,8 @@ def main() -> int:
     passed += [pytest(*kernel_tests, LRCN_FAST_ISA=isa) for isa in isas[:-1]]
     if "avx2" in isas and "avx512" not in isas:
         passed.append(emulated("avx512", kernel_tests + EMULATED_TESTS))
+    if "avx2" in isas and "avx512_vnni" not in isas:  # of the other kernels only the name is another
+        passed.append(emulated("avx512_vnni", ["tests/test_ops_linear.py", "tests/test_rescoring.py"]))
     if "avx2" in isas and "avx512_bf16" not in isas:
         passed.append(emulated("avx512_bf16", kernel_tests))
     return 0 if all(passed) else 1

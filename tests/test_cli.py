@@ -354,7 +354,7 @@ def test_info(run):
     facts = json.loads(out)
     assert status == 0
     assert facts["torch"] == torch.__version__
-    assert facts["instruction set"] in ("generic", "avx2", "avx512", "avx512_bf16")
+    assert facts["instruction set"] in ("generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
     assert "torch " in run("info")[1]
 
 

@@ -10,8 +10,8 @@ import native
 import pytest
 from native import ROOT, X86, missing_flags
 
-ISAS = ["generic", "avx2", "avx512", "avx512_bf16"] if X86 else ["generic"]
-BOGUS = 'LRCN_FAST_ISA must be generic, avx2, avx512 or avx512_bf16, got "bogus"'
+ISAS = ["generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16"] if X86 else ["generic"]
+BOGUS = 'LRCN_FAST_ISA must be generic, avx2, avx512, avx512_vnni or avx512_bf16, got "bogus"'
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
 

@@ -291,9 +291,8 @@ def test_sizes():
 def test_the_instruction_set_is_the_one_asked_for():
     emulated = " (emulated)" if "LRCN_TEST_LIBRARIES" in os.environ else ""
     forced = os.environ.get("LRCN_FAST_ISA")
-    assert runtime.isa() in [
-        isa + emulated for isa in ([forced] if forced else ["generic", "avx2", "avx512", "avx512_bf16"])
-    ]
+    best = ["generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
+    assert runtime.isa() in [isa + emulated for isa in ([forced] if forced else best)]
 
 
 def raised(error, call, message):

@@ -5,7 +5,7 @@
 // with one:
 //     sum_k w[k] * q[k] = sum_k (w[k] + 128) * q[k] - 128 * sum_k q[k]
 // and the last sum is one number for a row's block, whatever the output. Where pairs of products are added in
-// 16 bits (no VNNI), 2 * 255 * 64 is as much as fits, and |q| <= 64.
+// 16 bits (AVX2, AVX-512 without VNNI), 2 * 255 * 64 is as much as fits, and |q| <= 64.
 //
 // The sum of a block is exact, and the blocks' sums are added in float32 in the order of k: the result of a
 // row does not depend on the tile.
@@ -23,7 +23,7 @@
 namespace lrcn::simd {
 namespace {
 
-#if LRCN_VECTOR_BYTES >= 32 && !defined(LRCN_DOT_BFLOAT16)  // AVX2 and AVX-512; with bfloat16 comes VNNI
+#if LRCN_VECTOR_BYTES >= 32 && !defined(LRCN_DOT_BYTES)
 constexpr float kLargestInt8 = 64.0f;
 #else
 constexpr float kLargestInt8 = 127.0f;
@@ -60,6 +60,7 @@ struct Int8Tile {
     return rows * kVecs * 4 <= kSums ? 4 : rows * kVecs * 3 <= kSums ? 2 : 1;
   }
   static constexpr int64_t block(int groups) { return 1536 / groups; }  // 24 KB, as in float32
+  static_assert(1536 / 4 % kInt8Block == 0);
 
   template <int R, int S, bool kAhead>
   static void run(const Groups& in, const DotRows& x, int64_t first, int64_t begin, int64_t end, float* sums,
