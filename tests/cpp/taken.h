@@ -13,7 +13,7 @@ inline std::vector<float> taken(WeightType type, std::vector<float> x, int64_t r
   std::vector<int8_t> q(K + 15);
   std::vector<simd::Int8Scale> scales(blocks);
   for (int64_t r = 0; r < rows && type == WeightType::kInt8; ++r) {
-    simd::kernels().quantise(K, &x[r * K], q.data(), scales.data());
+    simd::kernels().quantise(K, x.data() + r * K, q.data(), scales.data());
     for (int64_t k = 0; k < K; ++k) x[r * K + k] = scales[k / simd::kInt8Block].scale * q[k];
   }
   return x;
