@@ -1,8 +1,8 @@
 """How far from this machine's limit the kernels are: one packed matrix times M rows, and a whole beam search.
 
 Beside each kernel run, in the same rounds, the two things that it cannot do without: reading its weights once
-(a beam search: once a step), and its multiply-adds, in registers: of float32, for int8 weights of pairs of
-8-bit integers, for bfloat16 weights of pairs of bfloat16 where the CPU has them. The slower of the two is
+(a beam search: once a step), and its multiply-adds, in registers: of float32, for int8 weights of bytes where
+one instruction multiplies those, for bfloat16 weights of pairs of bfloat16 likewise. The slower of the two is
 the floor; `of the limit` is floor / kernel. Memory is read where the weights are too: in the caches if they
 fit. The last case is what it costs to start threads and to join them.
 """
