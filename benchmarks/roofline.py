@@ -2,7 +2,8 @@
 
 Beside each kernel run, in the same rounds, the two things that it cannot do without: reading its weights once
 (a beam search: once a step), and its multiply-adds, in registers: of float32, for int8 weights of bytes where
-one instruction multiplies those, for bfloat16 weights of pairs of bfloat16 likewise. The slower of the two is
+one instruction multiplies those, for bfloat16 weights of pairs of bfloat16 where the kernels multiply those
+(avx512_bf16: not where float32 is faster). The slower of the two is
 the floor; `of the limit` is floor / kernel. Memory is read where the weights are too: in the caches if they
 fit. The last case is what it costs to start threads and to join them.
 """
@@ -22,6 +23,7 @@ import torch
 from decode import WORDS, F, H, K, V, make_decoder
 
 from lrcn_fast import ops
+from lrcn_fast.runtime import isa
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MATRICES = ((4096, 1024), (8832, 1024))
@@ -45,6 +47,8 @@ def library() -> ctypes.CDLL:
 
 
 def _multiply_add(functions: ctypes.CDLL, dtype: torch.dtype) -> Any:
+    if dtype == torch.bfloat16 and isa() != "avx512_bf16":
+        dtype = torch.float32  # which they are widened to
     return getattr(functions, f"roofline_multiply_add_{str(dtype)[6:]}")
 
 

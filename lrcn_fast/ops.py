@@ -149,8 +149,8 @@ def lstm_pack(w_hh: Tensor, w_hr: Tensor | None = None, *, dtype: torch.dtype = 
         dtype: How to store them: torch.float32, torch.bfloat16, or torch.int8 with a scale per output. The
             arithmetic is float32, but for products with int8 weights, where h is rounded to 8-bit integers,
             at most 127 (without VNNI: 64), with a scale per 128 values of a row, and products of integers are
-            added exactly; and with bfloat16 weights on a CPU with AVX512_BF16, where h is rounded to
-            bfloat16.
+            added exactly; and with bfloat16 weights where :func:`lrcn_fast.runtime.isa` is avx512_bf16: there
+            h is rounded to bfloat16.
 
     Returns:
         An opaque uint8 tensor for the ``packed`` argument of :func:`lstm`.

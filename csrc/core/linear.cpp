@@ -68,13 +68,15 @@ void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, con
   const DotInput input(w.type, rows, x, w.K, parallel);
   parallel(panel_count(w.N), grain, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kRowsPerPass * kPanelColumns];
-    for (int64_t p = begin; p < end; ++p) {
+    const PanelOrder order;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = order.panel(i, begin, end);
       const int64_t column = p * kPanelColumns;
       const size_t bytes = static_cast<size_t>(std::min(kPanelColumns, w.N - column)) * sizeof(float);
       for (int64_t r = 0, n; r < rows; r += n) {
         n = rows_of_pass(rows - r);
         linear_panel(w, p, n, input.from(r), bias, sums);
-        for (int64_t i = 0; i < n; ++i) std::memcpy(y[r + i] + column, sums + i * kPanelColumns, bytes);
+        for (int64_t j = 0; j < n; ++j) std::memcpy(y[r + j] + column, sums + j * kPanelColumns, bytes);
       }
     }
   });

@@ -28,6 +28,20 @@ constexpr bool is_far(int64_t weight_bytes) {
   return weight_bytes > int64_t{20} << 20;
 }
 
+// The order in which to read a range of panels: from its first and from its last, by turns. What the thread
+// read last is then what it reads first when the same weight comes again, and half of a weight that is twice
+// as large as the second-level cache is still there: H = 512 in float32 or 1024 in int8, 1.6 times as fast at
+// one row (2 MB). No result depends on it.
+class PanelOrder {
+ public:
+  PanelOrder() : falls_(falls_next_) { falls_next_ = !falls_next_; }
+  int64_t panel(int64_t i, int64_t begin, int64_t end) const { return falls_ ? begin + end - 1 - i : i; }
+
+ private:
+  inline static thread_local bool falls_next_ = false;
+  bool falls_;
+};
+
 // One part of K: element k of the panel's column j is rows[j][k * stride]; a null row is all zeros.
 struct PackPart {
   const float* const* rows;  // [64]

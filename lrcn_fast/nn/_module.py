@@ -151,7 +151,8 @@ class RecurrentModule(nn.Module):
         Args:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"``: one scale per row, and what the weights
                 multiply is rounded to 8 bits too (7 on a CPU without VNNI), one scale per 128 values of a
-                row. What bfloat16 weights multiply is rounded to bfloat16 on a CPU with AVX512_BF16.
+                row. What bfloat16 weights multiply is rounded to bfloat16 where
+                :func:`lrcn_fast.runtime.isa` is avx512_bf16.
 
         Returns:
             The module.

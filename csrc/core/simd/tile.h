@@ -36,7 +36,8 @@ constexpr int groups_that_fit(int rows) {
 // Bytes to prefetch ahead where a panel streams past several rows: 15 to 25 % faster on weights larger than
 // the last-level cache (M=5, [4000, 2000] in float32, Zen 3), and no slower on smaller ones. 4 to 8 KB are
 // alike, 2 KB is up to 4 % slower when others use the memory too. One row waits for nothing but the loads,
-// which the hardware already prefetches. A far weight comes a group ahead, in two streams, one in each half
+// which the hardware already prefetches; so does a tile of all four groups, whose streams are enough to keep
+// it busy (prefetching costs such a tile of 5 rows 8 to 14 %, Emerald Rapids). A far weight comes a group ahead, in two streams, one in each half
 // of the group: another 16 to 23 % (M=5, [8832, 1024], float32), and up to 3 % slower where the weight is
 // near.
 constexpr int64_t kAheadBytes = 4096;
@@ -54,9 +55,10 @@ struct Ahead {
   const char* words;
   const char* other;
   int64_t step;
+  int64_t group_bytes;  // from one group to the next
 
   template <int S>
-  void prefetch(int64_t group_bytes) {
+  void prefetch() {
     for (int s = 0; s < S; ++s) __builtin_prefetch(words + s * group_bytes, 0, 2);
     const char* further = words + step;
     words = other, other = further;
@@ -82,6 +84,8 @@ void with_rows(int64_t n, F&& f) {
 //   kValues             values of k in a word
 //   groups(R)           groups of a tile of R rows
 //   block(S)            values of k that the groups of one tile keep in the first-level cache
+//   kWidensFrom         rows from which a block is worth widening for the tiles of type Wide, by
+//   widened<S>(block, k, to)    k values of S groups, written to `to`
 //   run<R, S, kAhead>   sums[r][group] += x[first + r][begin, end) . words, for R rows by S groups, words at
 //                       begin; kAhead: prefetches
 
@@ -101,25 +105,30 @@ void dot_few(int64_t rows, const Groups& panel, const DotRows& x, bool far, floa
       const Groups groups = after(panel, s, 0);
       const char* next = groups.words + S * panel.bytes;
       const Ahead ahead =
-          far ? Ahead{next, next + x.k / T::kValues / 2 * kWordBytes, kWordBytes}
-              : Ahead{groups.words + kAheadBytes, groups.words + kAheadBytes + kWordBytes, 2 * kWordBytes};
-      T::template run<R, S, (R > 1)>(groups, x, 0, 0, x.k, sums + s * kGroup, ahead);
+          far ? Ahead{next, next + x.k / T::kValues / 2 * kWordBytes, kWordBytes, panel.bytes}
+              : Ahead{groups.words + kAheadBytes, groups.words + kAheadBytes + kWordBytes, 2 * kWordBytes,
+                      panel.bytes};
+      T::template run<R, S, (R > 1 && S < kGroups)>(groups, x, 0, 0, x.k, sums + s * kGroup, ahead);
     }
   });
 }
 
 // The same for more rows: k goes in blocks, and the rows pass over each block of the groups of one tile
-// while it is in the first-level cache.
-template <typename T>
+// while it is in the first-level cache, as it is (Many = T) or widened.
+template <typename T, typename Many>
 void dot_many(int64_t rows, const Groups& panel, const DotRows& x, float* sums) {
-  constexpr int kMax = T::kMaxRows, S = T::groups(kMax);
-  constexpr int64_t kStep = T::block(S);
+  constexpr bool kWidens = Many::kValues < T::kValues;
+  constexpr int kMax = Many::kMaxRows, S = Many::groups(kMax);
+  constexpr int64_t kStep = Many::block(S);
+  alignas(64) char wide[kWidens ? kStep / Many::kValues * S * kWordBytes : 1];
   const int64_t blocks = (rows + kMax - 1) / kMax;
   for (int64_t begin = 0; begin < x.k; begin += kStep) {
     const int64_t end = x.k - begin < kStep ? x.k : begin + kStep;
     for (int s = 0; s < kGroups; s += S) {
       const Groups block = after(panel, s, begin / T::kValues);
       const Groups next = s + S < kGroups ? after(block, S, 0) : after(panel, 0, end / T::kValues);
+      Groups ready = block;
+      if constexpr (kWidens) ready = T::template widened<S>(block, end - begin, wide);
       const int64_t share = (end - begin) / T::kValues * kWordBytes / blocks;
       // Spread evenly: 7 is 4 + 3, not 6 + 1.
       for (int64_t b = 0, r = 0; b < blocks; ++b) {
@@ -129,8 +138,9 @@ void dot_many(int64_t rows, const Groups& panel, const DotRows& x, float* sums) 
           constexpr int R = rows_now.value;
           // Each calls for its share of the next block: 14 % at 16 rows, 9 % at 32 (float32, Zen 3).
           const char* mine = next.words + b * share;
-          T::template run<R, S, true>(block, x, r, begin, end, out,
-                                      {mine, mine + share / 2, kWordBytes / blocks});
+          const int64_t step = kWordBytes * Many::kValues / T::kValues / blocks;
+          Many::template run<R, S, true>(ready, x, r, begin, end, out,
+                                         {mine, mine + share / 2, step, panel.bytes});
         });
         r += n;
       }
@@ -142,7 +152,9 @@ template <typename T>
 void part_dot(int64_t rows, const Groups& panel, const DotRows& x, bool far, float* sums) {
   if (x.k == 0 || x.x == nullptr) return;
   if (rows <= T::kMaxRows) return dot_few<T>(rows, panel, x, far, sums);
-  dot_many<T>(rows, panel, x, sums);
+  if constexpr (T::kWidensFrom > 0)
+    if (rows >= T::kWidensFrom) return dot_many<T, typename T::Wide>(rows, panel, x, sums);
+  dot_many<T, T>(rows, panel, x, sums);
 }
 
 }  // namespace

@@ -60,6 +60,7 @@ struct Int8Tile {
     return rows * kVecs * 4 <= kSums ? 4 : rows * kVecs * 3 <= kSums ? 2 : 1;
   }
   static constexpr int64_t block(int groups) { return 1536 / groups; }  // 24 KB, as in float32
+  static constexpr int64_t kWidensFrom = 0;
   static_assert(1536 / 4 % kInt8Block == 0);
 
   template <int R, int S, bool kAhead>
@@ -96,7 +97,7 @@ struct Int8Tile {
 #pragma GCC unroll 16
           for (int v = 0; v < kN; ++v) sum[r][v] = add_products(sum[r][v], w[v], q);
         }
-        if constexpr (kAhead) ahead.prefetch<S>(group_bytes);
+        if constexpr (kAhead) ahead.prefetch<S>();
       }
 
 #pragma GCC unroll 8
