@@ -68,7 +68,7 @@ void linear_rows(const PackedLinear& w, int64_t rows, const float* const* x, con
   const DotInput input(w.type, rows, x, w.K, parallel);
   parallel(panel_count(w.N), grain, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kRowsPerPass * kPanelColumns];
-    const PanelOrder order;
+    const PanelOrder order(w.packed);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = order.panel(i, begin, end);
       const int64_t column = p * kPanelColumns;

@@ -59,7 +59,9 @@ void LstmProjection::project(const Parallel& parallel) {
   const bool far = is_far(panels * bytes);
   const DotInput dots(input_.type, rows, x.data(), input_.size, parallel);
   parallel(panels, panels_per_task(input_.size, rows), [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
+    const PanelOrder order(input_.w_ih);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = order.panel(i, begin, end);
       float bias[kPanelColumns] = {};
       const int64_t unit = p * kGroupColumns, count = std::min(kGroupColumns, H - unit);
       for (int64_t gate = 0; input_.bias != nullptr && gate < 4; ++gate)
