@@ -44,8 +44,9 @@ _EARLY_STOPPING = {False: 0, True: 1, "never": 2}
 def isa() -> str:
     """The instruction set that the kernels run on: generic, avx2, avx512, avx512_vnni or avx512_bf16.
 
-    The CPU's best, or what the environment variable LRCN_FAST_ISA asks for. avx512_bf16 is the best where a CPU
-    has AVX512_BF16, but on Intel's, where float32 multiplies bfloat16 weights faster: there it is avx512_vnni.
+    The CPU's best, or what the environment variable LRCN_FAST_ISA asks for. avx512_bf16 is the best where a
+    CPU has AVX512_BF16, but on Intel's, where float32 multiplies bfloat16 weights faster: there it is
+    avx512_vnni.
     """
     name: str = _runtime.isa()
     return name
@@ -94,7 +95,8 @@ class Decoder:
             every step, as bfloat16). The arithmetic is float32, but for products with int8 weights, whose
             other factor is rounded to 8-bit integers (7 bits without VNNI) with a scale per 128 values, and
             with bfloat16 weights where :func:`isa` is avx512_bf16, whose other factor is rounded to bfloat16.
-            A copy of the projection stays in float32: the words that a search chooses among are scored with it.
+            A copy of the projection stays in float32: the words that a search chooses among are scored with
+            it.
         table_limit: The input term of every word is computed once, now, when that takes at most this many
             bytes: ``V * 4H * 4``.
 
