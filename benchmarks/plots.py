@@ -1,5 +1,6 @@
 """Draw the figures of docs/ from the committed result files: ``python benchmarks/plots.py``."""
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -129,25 +130,33 @@ def rnn_and_lstm() -> None:
 
 
 def speeds() -> None:
-    """Ratio to the best peer in every cell, by question and number of threads; bars: range over processes."""
+    """Ratio to the best peer in every cell, by question, CPU and threads; bars: range over processes."""
     names = ("inference", "training", "decode")
+    rows = list(itertools.product(harness.cpus("lstm"), (1, 2)))
     figure, grid = plt.subplots(
-        2, 3, figsize=(12, 6), sharey=True, width_ratios=(5, 5, 1), layout="constrained"
+        len(rows),
+        3,
+        figsize=(12, 3 * len(rows)),
+        sharey=True,
+        squeeze=False,
+        width_ratios=(5, 5, 1),
+        layout="constrained",
     )
     colours = {"float32": "tab:blue", "bfloat16": "tab:orange", "int8": "tab:green"}
     for column, name in enumerate(names):
         question = speed.QUESTIONS[name]
         grid[0, column].set_title(question.title.partition(",")[0], fontsize=9)
-        for row, threads in enumerate((1, 2)):
+        for row, (cpu, threads) in enumerate(rows):
             axes = grid[row, column]
             axes.axhline(1, color="black", linewidth=1)
             axes.set_yscale("log", base=2)
             axes.yaxis.set_major_formatter("{x:g}")
             axes.grid(axis="y", linewidth=0.3)
             if not column:
-                axes.set_ylabel(f"best peer / ours, {threads} thread{'s' * (threads > 1)}", fontsize=8)
+                label = f"{cpu}, {threads} thread{'s' * (threads > 1)}"
+                axes.set_ylabel(f"best peer / ours\n{label}", fontsize=8)
             try:
-                _, report = harness.newest(question.file, threads=threads, forced_isa=None)
+                _, report = harness.newest(question.file, cpu=cpu, threads=threads, forced_isa=None)
             except FileNotFoundError:
                 axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
                 axes.set_xticks([])

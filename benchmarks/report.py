@@ -29,15 +29,18 @@ BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- en
 
 
 def limits() -> str:
-    """Each kernel beside what the machine allows."""
-    path, report = harness.newest("roofline", threads=1, forced_isa=None)
-    env = report["environment"]
-    note = (
-        f"Medians over {env['processes']} fresh processes, range of the share; {env['cpu']}, {env['isa']}, "
-        f"{env['threads']} thread{'s' if env['threads'] > 1 else ''} "
-        f"([data](../benchmarks/results/{path.name}))."
-    )
-    return f"{roofline.markdown(report)}\n\n{note}\n"
+    """Each kernel beside what the machine allows, for each CPU."""
+    parts = []
+    for cpu in harness.cpus("roofline"):
+        path, report = harness.newest("roofline", cpu=cpu, threads=1, forced_isa=None)
+        env = report["environment"]
+        note = (
+            f"Medians over {env['processes']} fresh processes, range of the share; {env['cpu']}, "
+            f"{env['isa']}, {env['threads']} thread{'s' if env['threads'] > 1 else ''} "
+            f"([data](../benchmarks/results/{path.name}))."
+        )
+        parts.append(f"{roofline.markdown(report)}\n\n{note}\n")
+    return "\n".join(parts)
 
 
 def rounding() -> str:

@@ -6,6 +6,7 @@ CPU without the instructions, float32 is what there is to compare with. The rati
 median over the rounds of a process, then over processes; range over processes.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable
@@ -147,11 +148,12 @@ def slower(group: Iterable[Cell]) -> list[Cell]:
 
 
 def runs(file: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The newest results on the machine's own instruction set with 1 and 2 threads, then on forced ones."""
+    """Of each CPU, the newest results on its best instruction set with 1 and 2 threads, then forced."""
     found = []
-    for forced, threads in ((None, 1), (None, 2), ("avx2", 1), ("generic", 1)):
+    settings = ((None, 1), (None, 2), ("avx2", 1), ("generic", 1))
+    for cpu, (forced, threads) in itertools.product(harness.cpus(file), settings):
         try:
-            found.append(harness.newest(file, threads=threads, forced_isa=forced))
+            found.append(harness.newest(file, cpu=cpu, threads=threads, forced_isa=forced))
         except FileNotFoundError:
             continue
     return found
@@ -200,11 +202,22 @@ def _rows(group: list[Cell]) -> list[str]:
 
 
 def summary() -> str:
+    """A table of each CPU."""
+    reports = [report for question in QUESTIONS.values() for _, report in runs(question.file)]
+    cpus = dict.fromkeys(report["environment"]["cpu"] for report in reports)
+    return "\n".join(_summary(cpu) for cpu in cpus) or "Not measured.\n"
+
+
+def _summary(cpu: str) -> str:
     """One row a question and precision: each number of threads, and the extremes among all cells."""
     rows = ["| times as fast as the best peer | | 1 thread | 2 threads | worst | best |", "|---" * 6 + "|"]
     sources: dict[Path, dict[str, Any]] = {}
     for question in QUESTIONS.values():
-        measured = [run for run in runs(question.file) if not run[1]["environment"].get("forced_isa")]
+        measured = [
+            run
+            for run in runs(question.file)
+            if run[1]["environment"]["cpu"] == cpu and not run[1]["environment"].get("forced_isa")
+        ]
         for precision in PRECISIONS:
             groups: dict[int, list[Cell]] = {1: [], 2: []}
             for path, report in measured:
@@ -223,8 +236,6 @@ def summary() -> str:
             rows.append(
                 f"| {question.title} | {precision} | {overall} | {_short(*order[0])} | {_short(*order[-1])} |"
             )
-    if not sources:
-        return "Not measured.\n"
     env = next(iter(sources.values()))["environment"]
     data = ", ".join(f"[{path.stem}](benchmarks/results/{path.name})" for path in sources)
     note = (

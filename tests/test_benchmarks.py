@@ -1,5 +1,6 @@
 """The harness and the tables made from what it measured: rounds, ratios, best peers, means."""
 
+import json
 import math
 import sys
 import time
@@ -188,3 +189,17 @@ def test_newest_file_is_that_of_the_environment_asked_for(tmp_path, monkeypatch)
         assert harness.newest("lstm", **env)[0].name.rpartition("-")[0] == name
     with pytest.raises(FileNotFoundError, match="lstm"):
         harness.newest("lstm", threads=4)
+
+
+def test_every_cpu_has_its_own_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    for cpu, us, day in (("An old CPU", 2e4, 20260101), ("A new CPU", 3e4, 20260102)):
+        found = report((1, {"torch float32": [[us] * 3], "lrcn_fast float32": [[1e4] * 3]}))
+        found["environment"] |= {"cpu": cpu, "forced_isa": None}
+        (tmp_path / f"lstm-{cpu.split()[1]}-{day}.json").write_text(json.dumps(found))
+    assert harness.cpus("lstm") == ["A new CPU", "An old CPU"]
+    new, old = (part for part in speed.summary().split("| times as fast")[1:])
+    assert "| 3.00x | not measured |" in new
+    assert "A new CPU" in new
+    assert "| 2.00x | not measured |" in old
+    assert "An old CPU" in old
