@@ -73,7 +73,7 @@ inline float fold_sum(Vec v) {
 // Newton step to 28, and the quotient corrected by its remainder.
 inline Vec divide(Vec a, Vec b) {
 #if LRCN_VECTOR_BYTES == 64 && defined(__AVX512F__)
-  Vec inverse = (Vec)_mm512_rcp14_ps((__m512)b);
+  Vec inverse = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);  // GCC 12 warns of the one without a mask
   inverse += inverse * (1.0f - b * inverse);
   const Vec quotient = a * inverse;
   return quotient + inverse * (a - b * quotient);
