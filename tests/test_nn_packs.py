@@ -243,3 +243,22 @@ def test_autocast_leaves_prepared_weights_in_float32():
         lstm.prepare("float32")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert lstm(x)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"num_layers": 2, "proj_size": 5}], ids=str)
+def test_frames_one_by_one_are_the_sequence(dtype, options):
+    """Bit for bit, though a single step takes its input weights as it goes and a sequence beforehand."""
+    torch.manual_seed(0)
+    lstm = nn.LSTM(150, 40, **options).eval().prepare(dtype)
+    for rows in (1, 5, 7, 60):
+        x = torch.randn(4, rows, 150)
+        with torch.no_grad():
+            y, (h, c) = lstm(x)
+            state, frames = None, []
+            for frame in x.split(1):
+                out, state = lstm(frame, state)
+                frames.append(out)
+        assert torch.equal(torch.cat(frames), y)
+        assert torch.equal(state[0], h)
+        assert torch.equal(state[1], c)
