@@ -37,9 +37,10 @@ constexpr int groups_that_fit(int rows) {
 // the last-level cache (M=5, [4000, 2000] in float32, Zen 3), and no slower on smaller ones. 4 to 8 KB are
 // alike, 2 KB is up to 4 % slower when others use the memory too. One row waits for nothing but the loads,
 // which the hardware already prefetches; so does a tile of all four groups, whose streams are enough to keep
-// it busy (prefetching costs such a tile of 5 rows 8 to 14 %, Emerald Rapids). A far weight comes a group
-// ahead, in two streams, one in each half of the group: another 16 to 23 % (M=5, [8832, 1024], float32), and
-// up to 3 % slower where the weight is near.
+// it busy (prefetching costs such a tile of 5 rows 8 to 14 %, Emerald Rapids) unless the weight is far (there
+// it gains 8 % of a beam search in float32). A far weight comes a group ahead, in two streams, one in each
+// half of the group: another 16 to 23 % (M=5, [8832, 1024], float32), and up to 3 % slower where the weight
+// is near.
 constexpr int64_t kAheadBytes = 4096;
 
 // The groups that a tile reads.
@@ -49,9 +50,9 @@ struct Groups {
   const float* scales;  // of each output, int8 only
 };
 
-// The cache that prefetched words go to, 3 for the first level: with 64-byte vectors that is 2 to 4 % faster
-// (32 rows, [4096, 1024], Emerald Rapids, 48 KB).
-constexpr int kAheadLevel = LRCN_VECTOR_BYTES == 64 ? 3 : 2;
+// The cache that the next block goes to, as __builtin_prefetch names them: 3 is the first level, with 64-byte
+// vectors 2 to 4 % faster (32 rows, [4096, 1024], Emerald Rapids, 48 KB), 2 the second.
+constexpr int kManyAhead = LRCN_VECTOR_BYTES == 64 ? 3 : 2;
 
 // What a tile calls for ahead of time: for each of its words one of each group, by turns from two
 // places, each `step` bytes further every time.
@@ -61,9 +62,9 @@ struct Ahead {
   int64_t step;
   int64_t group_bytes;  // from one group to the next
 
-  template <int S>
+  template <int S, int kLevel>
   void prefetch() {
-    for (int s = 0; s < S; ++s) __builtin_prefetch(words + s * group_bytes, 0, kAheadLevel);
+    for (int s = 0; s < S; ++s) __builtin_prefetch(words + s * group_bytes, 0, kLevel);
     const char* further = words + step;
     words = other, other = further;
   }
@@ -91,7 +92,7 @@ void with_rows(int64_t n, F&& f) {
 //   kWidensFrom         rows from which a block is worth widening for the tiles of type Wide, by
 //   widened<S>(block, k, to)    k values of S groups, written to `to`
 //   run<R, S, kAhead>   sums[r][group] += x[first + r][begin, end) . words, for R rows by S groups, words at
-//                       begin; kAhead: prefetches
+//                       begin; kAhead: where it prefetches to, 0: it does not
 
 // The groups from the s-th on, from the i-th word on.
 inline Groups after(const Groups& panel, int s, int64_t i) {
@@ -111,7 +112,11 @@ void dot_few(int64_t rows, const Groups& panel, const DotRows& x, bool far, floa
       const Ahead ahead = far ? Ahead{next, next + x.k / T::kValues / 2 * kWordBytes, kWordBytes, panel.bytes}
                               : Ahead{groups.words + kAheadBytes, groups.words + kAheadBytes + kWordBytes,
                                       2 * kWordBytes, panel.bytes};
-      T::template run<R, S, (R > 1 && S < kGroups)>(groups, x, 0, 0, x.k, sums + s * kGroup, ahead);
+      float* out = sums + s * kGroup;
+      if (far)
+        T::template run<R, S, R == 1 ? 0 : 2>(groups, x, 0, 0, x.k, out, ahead);
+      else
+        T::template run<R, S, R == 1 || S == kGroups ? 0 : 2>(groups, x, 0, 0, x.k, out, ahead);
     }
   });
 }
@@ -142,8 +147,8 @@ void dot_many(int64_t rows, const Groups& panel, const DotRows& x, float* sums) 
           // Each calls for its share of the next block: 14 % at 16 rows, 9 % at 32 (float32, Zen 3).
           const char* mine = next.words + b * share;
           const int64_t step = kWordBytes * Many::kValues / T::kValues / blocks;
-          Many::template run<R, S, true>(ready, x, r, begin, end, out,
-                                         {mine, mine + share / 2, step, panel.bytes});
+          Many::template run<R, S, kManyAhead>(ready, x, r, begin, end, out,
+                                               {mine, mine + share / 2, step, panel.bytes});
         });
         r += n;
       }

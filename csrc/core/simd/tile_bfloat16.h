@@ -30,7 +30,7 @@ struct BFloat16Tile {
   static constexpr int64_t block(int groups) { return 768 / groups; }  // 24 KB, as in float32
   static constexpr int64_t kWidensFrom = 0;
 
-  template <int R, int S, bool kAhead>
+  template <int R, int S, int kAhead>
   static void run(const Groups& in, const DotRows& x, int64_t first, int64_t begin, int64_t end, float* sums,
                   Ahead ahead) {
     constexpr int kN = S * kVecs;
@@ -56,7 +56,7 @@ struct BFloat16Tile {
 #pragma GCC unroll 16
         for (int v = 0; v < kN; ++v) sum[r][v] = add_pairs(sum[r][v], w[v], pairs);
       }
-      if constexpr (kAhead) ahead.prefetch<S>();
+      if constexpr (kAhead > 0) ahead.prefetch<S, kAhead>();
       words += kWordBytes;
     }
 #pragma GCC unroll 8

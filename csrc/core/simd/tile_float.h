@@ -58,7 +58,7 @@ struct FloatTile {
     return {to, bytes, nullptr};
   }
 
-  template <int R, int S, bool kAhead>
+  template <int R, int S, int kAhead>
   static void run(const Groups& in, const DotRows& x, int64_t first, int64_t begin, int64_t end, float* sums,
                   Ahead ahead) {
     constexpr int kN = S * kVecs;
@@ -103,7 +103,7 @@ struct FloatTile {
             for (int v = 0; v < kN; ++v) sum[r][v] += row[r][k + i] * w[v];
         }
       }
-      if constexpr (kAhead) ahead.prefetch<S>();
+      if constexpr (kAhead > 0) ahead.prefetch<S, kAhead>();
       words += kWordBytes;
     };
 

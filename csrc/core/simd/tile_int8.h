@@ -63,7 +63,7 @@ struct Int8Tile {
   static constexpr int64_t kWidensFrom = 0;
   static_assert(1536 / 4 % kInt8Block == 0);
 
-  template <int R, int S, bool kAhead>
+  template <int R, int S, int kAhead>
   static void run(const Groups& in, const DotRows& x, int64_t first, int64_t begin, int64_t end, float* sums,
                   Ahead ahead) {
     constexpr int kN = S * kVecs;
@@ -97,7 +97,7 @@ struct Int8Tile {
 #pragma GCC unroll 16
           for (int v = 0; v < kN; ++v) sum[r][v] = add_products(sum[r][v], w[v], q);
         }
-        if constexpr (kAhead) ahead.prefetch<S>();
+        if constexpr (kAhead > 0) ahead.prefetch<S, kAhead>();
       }
 
 #pragma GCC unroll 8
