@@ -348,8 +348,8 @@ def test_cell_errors():
         (r"input must be \[B, I\] or \[I\], I = 6, got \[1, 3, 6\]", (x[None],)),
         (r"input must have the dtype of the weights, torch.float32, got torch.float64", (x.double(),)),
         (r"hx must be a pair of tensors \(h_0, c_0\), got Tensor", (x, h)),
-        (r"hx\[0\] must be \[3, 17\], got \[2, 17\]", (x, (h[1:], h[1:]))),
-        (r"hx\[1\] must be \[3, 17\], got \[3, 16\]", (x, (h, h[:, 1:]))),
+        (r"hx\[0\] must be \[B, H\] = \[3, 17\], got \[2, 17\]", (x, (h[1:], h[1:]))),
+        (r"hx\[1\] must be \[B, H\] = \[3, 17\], got \[3, 16\]", (x, (h, h[:, 1:]))),
     ]:
         with pytest.raises(ValueError, match="LSTMCell: " + match):
             cell(*args)

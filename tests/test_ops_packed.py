@@ -1,11 +1,11 @@
-"""The lstm_packed op: all layers in one call are the ops of one layer at a time, bit for bit."""
+"""The lstm_packed op: all layers in one call are the ops of one layer at a time, bit for bit; one step."""
 
 import pytest
 import torch
 from test_ops_lstm import make_masks
 
 from lrcn_fast import ops, reference
-from lrcn_fast.ops_layer import lstm_layer_pack, lstm_packed
+from lrcn_fast.ops_layer import lstm_cell_packed, lstm_layer_pack, lstm_packed
 
 I, H = 11, 33  # noqa: E741
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
@@ -95,6 +95,19 @@ def test_packed_sequences_are_padded_ones(L, D, P, bias, batch_first, dtype):
     assert_same(actual, (y.flatten(0, 1)[place], *states))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_step_of_one_layer_is_a_sequence_of_one(dtype, bias):
+    packs = packed_layers(1, 1, I, H, 0, dtype, bias)
+    for B in (0, 1, 50):
+        x, h0, c0 = case(1, 1, 0, 1, B)
+        for start in ((h0, c0), (h0 * 0, c0), (h0, c0 * 0)):
+            before = start[0].clone(), start[1].clone()
+            _, h, c = lstm_packed(x, packs, *start, hidden_size=H)
+            assert_same(lstm_cell_packed(x[0], packs[0], start[0][0], start[1][0]), (h[0], c[0]))
+            assert_same(start, before)
+
+
 def test_padding_is_not_read_and_inputs_are_not_written():
     packs = packed_layers(2, 2, I, H, 0, torch.float32, True)
     x, h0, c0 = case(2, 2, 0, 4, 3)
@@ -180,3 +193,33 @@ def test_errors_of_packing(change, message):
     arguments = dict(w_ih=torch.zeros(20, 3), w_hh=torch.zeros(20, 5)) | change
     with pytest.raises(ValueError, match=f"lstm_layer_pack: {message}"):
         lstm_layer_pack(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=torch.zeros(1, 2, I)), r"x must be \[B, I\], got \[1, 2, 11\]"),
+        (dict(x=torch.zeros(2, I).double()), "x must be float32, got Double"),
+        (
+            dict(x=torch.zeros(2, 9)),
+            r"packed must be packed from a weight of \[132, 9\], got one of \[132, 11\]",
+        ),
+        (dict(x=torch.zeros(3, I)), r"h0 must be \[B, H\] = \[3, 33\], got \[2, 33\]"),
+        (dict(h0=torch.zeros(2, 32)), r"h0 must be \[B, H\] = \[2, 33\], got \[2, 32\]"),
+        (dict(h0=torch.zeros(2, H).double()), "h0 must have the dtype of x, Float, got Double"),
+        (dict(c0=torch.zeros(H)), r"c0 must be \[B, H\], got \[33\]"),
+        (dict(c0=torch.zeros(2, 32)), r"h0 must be \[B, H\] = \[2, 32\], got \[2, 33\]"),
+        (dict(packed=torch.zeros(99, dtype=torch.uint8)), "packed is no packed weight of this op"),
+        (
+            dict(packed=packed_layers(1, 1, I, H, 7, torch.float32, True)[0]),
+            r"packed must be packed from a weight of \[132, 11\], got one of \[132, 11\] with w_hr to 7",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_of_one_step_name_the_argument(change, message):
+    x, h0, c0 = case(1, 1, 0, 1, 2)
+    packed = packed_layers(1, 1, I, H, 0, torch.float32, True)[0]
+    arguments = dict(x=x[0], packed=packed, h0=h0[0], c0=c0[0]) | change
+    with pytest.raises(ValueError, match=f"lstm_cell_packed: {message}"):
+        lstm_cell_packed(**arguments)

@@ -29,7 +29,7 @@ def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lrcn_fast::")}
     names = ["lstm", "lstm_backward", "lstm_bidirectional", "lstm_bidirectional_backward", "lstm_packed"]
     names += ["lstm_layer", "lstm_layer_backward", "lstm_layer_pack", "lstm_pack", "linear", "linear_pack"]
-    names += ["decode_pack", "decode_beam", "decode_sample"]
+    names += ["lstm_cell_packed", "decode_pack", "decode_beam", "decode_sample"]
     assert registered == {f"lrcn_fast::{name}" for name in names}
     for name in names:
         assert f"test_{name}" in globals()
@@ -136,6 +136,12 @@ def test_lstm_packed(P, dtype):
         opcheck("lstm_packed", x, packed, *states, lengths, None, cont, *sizes, batch_first)
         rows = x.flatten(0, 1)[:5]
         opcheck("lstm_packed", rows, packed, *states, None, torch.tensor([2, 2, 1]), None, *sizes, False)
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+def test_lstm_cell_packed(dtype):
+    (packed,) = packed_layers(1, 1, 11, 5, 0, dtype, True)
+    opcheck("lstm_cell_packed", torch.randn(2, 11), packed, torch.randn(2, 5), torch.randn(2, 5))
 
 
 @pytest.mark.parametrize("P", [None, 3])

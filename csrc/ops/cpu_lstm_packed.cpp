@@ -1,4 +1,5 @@
-// The lstm_packed op: inference of a whole LSTM, all layers and directions, in one call; and its weights.
+// Inference with packed weights: the lstm_packed op, all layers and directions of an LSTM in one call;
+// lstm_cell_packed, one step of one layer; and the weights of both.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
@@ -60,12 +61,11 @@ Tensor lstm_layer_pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const MaybeTe
 }
 
 // One direction of one layer: x [.., inputs] to h, whose rows are `stride` apart; h0 [B, P] or null; h_n [B,
-// P]; c [B, H]: before, then after.
-void run_direction(const Tensor& packed, bool projects, const LstmShape& s, const float* x, int64_t inputs,
-                   const float* h0, float* h, int64_t stride, float* h_n, float* c) {
+// P] or null: not wanted; c [B, H]: before, then after.
+void run_direction(const char* what, const Tensor& packed, bool projects, const LstmShape& s, const float* x,
+                   int64_t inputs, const float* h0, float* h, int64_t stride, float* h_n, float* c) {
   const int64_t H = s.hidden, P = s.proj;
-  const PackHeader& header =
-      check_packed("lstm_packed: packed", packed, kLayerMagic, 4 * H, inputs, projects ? P : 0);
+  const PackHeader& header = check_packed(what, packed, kLayerMagic, 4 * H, inputs, projects ? P : 0);
   const Parts parts(inputs, H, P, projects, header.type);
   const char* const weights = static_cast<const char*>(weights_of(packed));
   const LstmInput input{x, inputs, weights + parts.w_ih, header.type,
@@ -77,7 +77,7 @@ void run_direction(const Tensor& packed, bool projects, const LstmShape& s, cons
   args.h = h, args.h_stride = stride;
   args.c = c, args.last_cell = true;
   lstm_forward(args, weights + parts.w_hh, header.type, torch_pool(), &input);
-  for (int64_t b = 0; b < s.batch; ++b, h_n += P) {
+  for (int64_t b = 0; b < s.batch && h_n != nullptr; ++b, h_n += P) {
     const int64_t length = s.length(b);
     if (length > 0)
       std::copy_n(h + s.row(s.reverse ? 0 : length - 1, b) * stride, P, h_n);
@@ -142,8 +142,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
       const size_t part = i + d;
       const int64_t states = static_cast<int64_t>(part) * n.B;
       shape.reverse = d == 1;
-      run_direction(packed[part], projects, shape, in.const_data_ptr<float>(), in.size(-1),
-                    h_first == nullptr ? nullptr : h_first + states * n.P,
+      run_direction("lstm_packed: packed", packed[part], projects, shape, in.const_data_ptr<float>(),
+                    in.size(-1), h_first == nullptr ? nullptr : h_first + states * n.P,
                     y.mutable_data_ptr<float>() + static_cast<int64_t>(d) * n.P, width, h_last + states * n.P,
                     c_last + states * n.H);
     }
@@ -151,11 +151,31 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
   return {y, h_n, c_n};
 }
 
+std::tuple<Tensor, Tensor> lstm_cell_packed_cpu(const Tensor& x, const Tensor& packed, const Tensor& h0,
+                                                const Tensor& c0) {
+  LRCN_CHECK(x.dim() == 2, "lstm_cell_packed: x must be [B, I], got ", shape_of(x));
+  LRCN_CHECK(x.scalar_type() == ScalarType::Float, "lstm_cell_packed: x must be float32, got ",
+             torch::headeronly::toString(x.scalar_type()));
+  LRCN_CHECK(x.is_contiguous(), "lstm_cell_packed: x must be contiguous");
+  LRCN_CHECK(c0.dim() == 2, "lstm_cell_packed: c0 must be [B, H], got ", shape_of(c0));
+  const int64_t B = x.size(0), H = c0.size(1);
+  check("lstm_cell_packed: h0", h0, "[B, H]", {B, H}, "x", x);
+  check("lstm_cell_packed: c0", c0, "[B, H]", {B, H}, "x", x);
+  Tensor h = new_float({B, H}), c = new_float({B, H});
+  float* const cells = c.mutable_data_ptr<float>();
+  std::copy_n(c0.const_data_ptr<float>(), B * H, cells);
+  run_direction("lstm_cell_packed: packed", packed, /*projects=*/false, LstmShape{1, B, H, H},
+                x.const_data_ptr<float>(), x.size(1), h0.const_data_ptr<float>(), h.mutable_data_ptr<float>(),
+                H, /*h_n=*/nullptr, cells);
+  return {h, c};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lrcn_fast, CPU, m) {
   m.impl("lstm_layer_pack", TORCH_BOX(&lstm_layer_pack_cpu));
   m.impl("lstm_packed", TORCH_BOX(&lstm_packed_cpu));
+  m.impl("lstm_cell_packed", TORCH_BOX(&lstm_cell_packed_cpu));
 }
 
 }  // namespace lrcn::ops

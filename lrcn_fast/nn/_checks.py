@@ -56,3 +56,12 @@ def check_hx(name: str, hx: object) -> tuple[Tensor, Tensor]:
     if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
         raise ValueError(f"{name}: hx must be a pair of tensors (h_0, c_0), got {type(hx).__name__}")
     return hx[0], hx[1]
+
+
+def check_state(
+    name: str, what: str, state: Tensor, layout: str, shape: tuple[int, ...], weight: Tensor
+) -> None:
+    """Raise ValueError unless ``state`` has this shape, which is ``layout``, and fits the weights."""
+    if state.shape != shape:
+        raise ValueError(f"{name}: {what} must be {layout} = {list(shape)}, got {list(state.shape)}")
+    check_like_weights(name, what, state, weight)

@@ -45,17 +45,21 @@ class Weights(NamedTuple):
         return Weights(*(None if w is None else w.to(dtype) for w in self))  # type: ignore[arg-type]
 
 
+class Source(NamedTuple):
+    """A parameter that packs were made from."""
+
+    name: str
+    weight: Tensor
+    # None for a tensor made in inference mode, which has no counter: autograd cannot see a write to it. None
+    # while tracing.
+    version: int | None
+
+
 class Packs(NamedTuple):
     """Packed weights of all layers and directions, and what they were made from."""
 
     weights: list[Tensor]  # lstm_layer_pack of each
-    made_from: dict[str, Tensor]
-    versions: list[int]
-
-
-def _version(weight: Tensor) -> int:
-    # A tensor made in inference mode has no version counter: a write to it is one that autograd cannot see.
-    return 0 if weight.is_inference() else weight._version
+    made_from: list[Source]
 
 
 class RecurrentModule(nn.Module):
@@ -90,8 +94,8 @@ class RecurrentModule(nn.Module):
 
     def _weight(self, name: str) -> Tensor:
         # An attribute where it is no parameter: parametrizations and DataParallel put plain tensors there.
-        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
-        return weight  # type: ignore[no-any-return]
+        weight: Any = self._parameters.get(name)
+        return getattr(self, name) if weight is None else weight  # type: ignore[no-any-return]
 
     def _weights(self, index: int) -> Weights:
         return Weights(*(None if name is None else self._weight(name) for name in self._names[index]))  # type: ignore[arg-type]
@@ -222,9 +226,12 @@ class RecurrentModule(nn.Module):
         with torch.no_grad():
             directions = [self._weights(index) for index in range(len(self._names))]
             weights = [lstm_layer_pack(w.ih, w.hh, w.hr, w.bias, dtype=dtype) for w in directions]
-        made_from = {name: self._weight(name) for name in self._torch_names()}
-        versions = [] if torch.compiler.is_compiling() else [_version(w) for w in made_from.values()]
-        return Packs(weights, made_from, versions)
+        made_from = []
+        for name in self._torch_names():
+            weight = self._weight(name)
+            counts = not torch.compiler.is_compiling() and not weight.is_inference()
+            made_from.append(Source(name, weight, weight._version if counts else None))
+        return Packs(weights, made_from)
 
     def _current_packs(self) -> Packs:
         packs = self._packs
@@ -233,12 +240,11 @@ class RecurrentModule(nn.Module):
             # there, packing is part of the program.
             if packs is None or torch.compiler.is_exporting():
                 return self._make_packs()
-            same = all(self._weight(name) is w for name, w in packs.made_from.items())
+            same = all(self._weight(name) is weight for name, weight, _ in packs.made_from)
             return packs if same else self._make_packs()
         if packs is not None:
-            for (name, made_from), version in zip(packs.made_from.items(), packs.versions, strict=True):
-                weight = self._weight(name)
-                if weight is not made_from or _version(weight) != version:
+            for name, weight, version in packs.made_from:
+                if self._weight(name) is not weight or (version is not None and weight._version != version):
                     break
             else:
                 return packs

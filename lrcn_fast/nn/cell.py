@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from lrcn_fast.nn._checks import check_flags, check_hx, check_like_weights, check_sizes
+from lrcn_fast.nn._checks import check_flags, check_hx, check_like_weights, check_sizes, check_state
 from lrcn_fast.nn._module import RecurrentModule
+from lrcn_fast.ops_layer import lstm_cell_packed
 
 
 class LSTMCell(RecurrentModule):
@@ -92,30 +93,28 @@ class LSTMCell(RecurrentModule):
             )
         weight = self._weight("weight_hh")
         check_like_weights("LSTMCell", "input", input, weight)
-        shape = (*input.shape[:-1], H)
+        batched = input.dim() == 2
         if hx is not None:
             hx = check_hx("LSTMCell", hx)
-            for i, state in enumerate(hx):
-                if state.shape != shape:
-                    raise ValueError(f"LSTMCell: hx[{i}] must be {list(shape)}, got {list(state.shape)}")
-                check_like_weights("LSTMCell", f"hx[{i}]", state, weight)
-        batched = input.dim() == 2
+            layout, shape = ("[B, H]", (input.shape[0], H)) if batched else ("[H]", (H,))
+            check_state("LSTMCell", "hx[0]", hx[0], layout, shape, weight)
+            check_state("LSTMCell", "hx[1]", hx[1], layout, shape, weight)
         if not batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        x = input.unsqueeze(0)  # [1, B, I]
-        if self._reads_packs(weight, input, *(hx or ())):
-            h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-            _, h, c = self._run_packed(x, h0, c0)
+        if hx is None:
+            zeros = input.new_zeros(input.shape[0], H, dtype=weight.dtype)
+            hx = zeros, zeros
+        h0, c0 = hx
+        if self._reads_packs(weight, input, h0, c0):
+            # float32 in and out whatever the input, as LSTM.
+            h, c = lstm_cell_packed(input.float(), self._current_packs().weights[0], h0.float(), c0.float())
         else:
-            if hx is None:
-                zeros = input.new_zeros(input.shape[0], H, dtype=weight.dtype)
-                hx = zeros, zeros
-            h, c = self._run_direction(0, x, *hx)
-        h, c = h.squeeze(0), c.squeeze(0)
-        if h.requires_grad:
-            # The op keeps h and c for backward; loops over cells write into their states (`h[done] = 0`).
-            h, c = h.clone(), c.clone()
+            h, c = self._run_direction(0, input.unsqueeze(0), h0, c0)  # [1, B, H]
+            h, c = h.squeeze(0), c.squeeze(0)
+            if h.requires_grad:
+                # The op keeps h and c for backward; loops over cells write into their states (`h[done] = 0`).
+                h, c = h.clone(), c.clone()
         return (h, c) if batched else (h[0], c[0])
 
     def extra_repr(self) -> str:

@@ -17,6 +17,7 @@ from lrcn_fast.nn._checks import (
     check_like_weights,
     check_probability,
     check_sizes,
+    check_state,
     compute_dtype,
     in_func_transform,
 )
@@ -359,14 +360,14 @@ class LSTM(RecurrentModule):
         if hx is None:
             return None
         hx = check_hx("LSTM", hx)
-        LD = len(self._names)
-        for i, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
-            shape = (LD, B, size) if batched else (LD, size)
-            if hx[i].shape != shape:
-                names = ("[L*D, B, P]", "[L*D, B, H]") if batched else ("[L*D, P]", "[L*D, H]")
-                raise ValueError(f"LSTM: hx[{i}] must be {names[i]} = {list(shape)}, got {list(hx[i].shape)}")
-            check_like_weights("LSTM", f"hx[{i}]", hx[i], weight)
-        return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        LD, P, H = len(self._names), self.proj_size or self.hidden_size, self.hidden_size
+        if batched:
+            check_state("LSTM", "hx[0]", hx[0], "[L*D, B, P]", (LD, B, P), weight)
+            check_state("LSTM", "hx[1]", hx[1], "[L*D, B, H]", (LD, B, H), weight)
+            return hx
+        check_state("LSTM", "hx[0]", hx[0], "[L*D, P]", (LD, P), weight)
+        check_state("LSTM", "hx[1]", hx[1], "[L*D, H]", (LD, H), weight)
+        return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
 
     def _zeros(self, x: Tensor, *sizes: int) -> State:
         """Zeros of the weights' dtype to start from: h [*sizes, P] and c [*sizes, H]."""
