@@ -136,7 +136,14 @@ def streaming(lstm: nn.LSTM, x: Tensor) -> harness.Variants:
     bias = (lstm.bias_ih_l0 + lstm.bias_hh_l0).detach().numpy()
     weights = [w.detach().numpy() for w in (lstm.weight_hh_l0, lstm.weight_ih_l0)]
     for precision in PRECISIONS:
-        stream = LstmStream(weights[0], 1, w_ih=weights[1], bias=bias, dtype=precision)
+        stream = LstmStream(
+            weights[0],
+            1,
+            w_ih=weights[1],
+            bias=bias,
+            dtype=precision,
+            threads=torch.get_num_threads(),
+        )
         variants[f"lrcn_fast nn.LSTM {precision}"] = carried(prepared(LSTM.from_torch(lstm), precision))
         variants[f"lrcn_fast LSTMCell {precision}"] = carried_by_cell(
             prepared(copy.deepcopy(our_cell), precision)

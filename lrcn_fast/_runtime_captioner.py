@@ -38,8 +38,9 @@ class Captioner:
     Args:
         folder: The bundle: encoder.onnx, weights.safetensors, vocabulary.json, config.json.
         dtype: Weights of the decoder in memory: "float32", "bfloat16" or "int8", see
-            :class:`lrcn_fast.runtime.CaptionDecoder`.
-        threads: Threads of the CNN, 0 for as many as there are cores. The decoder runs in the calling one.
+            :class:`lrcn_fast.runtime.Decoder`.
+        threads: Threads of the CNN and of the search, 0 for as many as there are cores. The captions are the
+            same.
 
     Raises:
         FileNotFoundError: A file of the bundle is missing.
@@ -55,7 +56,7 @@ class Captioner:
 
     def __init__(self, folder: str | os.PathLike[str], *, dtype: str = "float32", threads: int = 1) -> None:
         check_dtype("Captioner", dtype)
-        check_integer("Captioner", "threads", threads, 0)
+        check_integer("Captioner", "threads", threads, 0, 1024)
         root = Path(folder)
         path = root / "config.json"
         config = read_json(path, caller="Captioner", what="the configuration of a runtime captioner")
@@ -74,7 +75,7 @@ class Captioner:
         except (TypeError, ValueError) as error:
             raise ValueError(f"Captioner: {path}: {one_line(error)}") from None
         try:
-            self.decoder = _decoder(config, arrays, dtype)
+            self.decoder = _decoder(config, arrays, dtype, threads)
         except KeyError as error:
             raise ValueError(f"Captioner: {weights_path} must have an array {error}, got none") from None
         except ValueError as error:
@@ -177,7 +178,7 @@ class Captioner:
         )
 
 
-def _decoder(config: Mapping[str, Any], arrays: Mapping[str, Any], dtype: str) -> "Decoder":
+def _decoder(config: Mapping[str, Any], arrays: Mapping[str, Any], dtype: str, threads: int) -> "Decoder":
     from lrcn_fast.runtime import Decoder, LayerWeights
 
     projection = arrays["projection.weight"]
@@ -200,6 +201,7 @@ def _decoder(config: Mapping[str, Any], arrays: Mapping[str, Any], dtype: str) -
         eos_id=config["eos_id"],
         pad_id=config["pad_id"],
         dtype=dtype,
+        threads=threads,
     )
 
 

@@ -99,6 +99,9 @@ class Decoder:
             it.
         table_limit: The input term of every word is computed once, now, when that takes at most this many
             bytes: ``V * 4H * 4``.
+        threads: Threads that share a search, 0 for as many as there are cores. The captions are the same. One
+            call of the runtime at a time has more than its own: to describe many images at once, call it from
+            as many threads instead.
 
     Raises:
         ValueError: A weight has the wrong shape or is not float32, or options contradict each other.
@@ -128,6 +131,7 @@ class Decoder:
         pad_id: int = 0,
         dtype: str = "float32",
         table_limit: int = _TABLE_LIMIT,
+        threads: int = 1,
     ) -> None:
         weights = _layers(layers)
         check_layout("Decoder", len(weights), static_layer, image_first, feed_bos)
@@ -143,6 +147,7 @@ class Decoder:
             image_first=image_first,
             dtype=dtype,
             table_limit=check_integer("Decoder", "table_limit", table_limit, 0, 2**63 - 1),
+            threads=threads,
         )
         check_words("Decoder", self.vocab_size, bos_id, eos_id, pad_id)
         self.feed_bos, self.bos_id, self.eos_id, self.pad_id = feed_bos, bos_id, eos_id, pad_id

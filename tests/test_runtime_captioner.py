@@ -225,8 +225,8 @@ def test_a_setting_is_missing(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": "a"}, "Captioner: threads must be an integer of at least 0, got 'a'"),
-        ({"threads": -1}, "Captioner: threads must be an integer of at least 0, got -1"),
+        ({"threads": "a"}, "Captioner: threads must be an integer in 0..1024, got 'a'"),
+        ({"threads": -1}, "Captioner: threads must be an integer in 0..1024, got -1"),
         ({"dtype": "half"}, "Captioner: dtype must be float32, bfloat16 or int8, got 'half'"),
     ],
 )

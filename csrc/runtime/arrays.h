@@ -10,11 +10,14 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../core/base.h"
 #include "../core/weight_type.h"
+#include "pool.h"
 
 namespace lrcn::runtime {
 
@@ -57,6 +60,22 @@ inline int64_t size_of(const std::string& what, const py::object& object, int64_
   LRCN_CHECK(array.ndim() == dims, what, " must have ", dims, " dimensions, got shape ",
              text(array.attr("shape")));
   return array.shape(dim);
+}
+
+// An integer within these bounds, neither of which is negative.
+inline int64_t integer(const std::string& what, const py::object& value, int64_t least, int64_t most) {
+  const bool is_integer = PyIndex_Check(value.ptr()) != 0 && !py::isinstance<py::bool_>(value);
+  const Py_ssize_t number = is_integer ? PyNumber_AsSsize_t(value.ptr(), nullptr) : -1;
+  if (PyErr_Occurred() != nullptr) PyErr_Clear();  // an array of several, whose index is an error, and -1
+  LRCN_CHECK(least <= number && number <= most, what, " must be an integer in ", least, "..", most, ", got ",
+             shown(value));
+  return number;
+}
+
+// How many threads an object may use, 0: as many as there are cores.
+inline Parallel threads_of(const std::string& name, const py::object& value) {
+  const int64_t given = integer(name + ": threads", value, 0, 1024);
+  return threads(given > 0 ? given : std::max<int64_t>(1, std::thread::hardware_concurrency()));
 }
 
 inline WeightType weight_type(const std::string& what, const py::object& dtype) {

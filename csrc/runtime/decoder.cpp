@@ -14,7 +14,8 @@ class Decoder {
   Decoder(const py::object& embedding, const std::vector<py::object>& w_ih,
           const std::vector<py::object>& w_hh, const std::vector<py::object>& bias,
           const py::object& projection, const py::object& projection_bias, int64_t static_layer,
-          bool image_first, const py::object& dtype, int64_t table_limit) {
+          bool image_first, const py::object& dtype, int64_t table_limit, const py::object& threads)
+      : parallel_(threads_of("Decoder", threads)) {
     LRCN_CHECK(w_ih.size() == w_hh.size() && bias.size() == w_hh.size(),
                "Decoder: w_ih, w_hh and bias must hold one array per layer, got ", w_ih.size(), ", ",
                w_hh.size(), " and ", bias.size());
@@ -49,7 +50,7 @@ class Decoder {
     shape.table = shape.table_bytes() <= table_limit;
     const int64_t bytes = decoder_packed_bytes(shape);
     packed_ = allocate_packed(bytes);
-    decoder_pack(shape, weights, packed_.get());
+    decoder_pack(shape, weights, packed_.get(), parallel_);
     decoder_.emplace(packed_.get(), bytes);
   }
 
@@ -72,7 +73,7 @@ class Decoder {
     Outputs out(batch, num_return, inputs.view.prefix_length + max_new);
     {
       const py::gil_scoped_release release;
-      decode_beam(*decoder_, inputs.view, rules, tokens, out.view);
+      decode_beam(*decoder_, inputs.view, rules, tokens, out.view, parallel_);
     }
     return out.arrays;
   }
@@ -101,7 +102,7 @@ class Decoder {
     Outputs out(batch, rules.draws, inputs.view.prefix_length + max_new);
     {
       const py::gil_scoped_release release;
-      decode_sample(*decoder_, inputs.view, rules, tokens, out.view);
+      decode_sample(*decoder_, inputs.view, rules, tokens, out.view, parallel_);
     }
     return out.arrays;
   }
@@ -160,6 +161,7 @@ class Decoder {
     return rules;
   }
 
+  Parallel parallel_;
   PackedBuffer packed_;
   std::optional<PackedDecoder> decoder_;
 };
@@ -171,9 +173,9 @@ void bind_decoder(py::module_& m) {
   py::class_<Decoder>(m, "Decoder", "The engine of lrcn_fast.runtime.Decoder; arguments are described there.")
       .def(py::init<const py::object&, const std::vector<py::object>&, const std::vector<py::object>&,
                     const std::vector<py::object>&, const py::object&, const py::object&, int64_t, bool,
-                    const py::object&, int64_t>(),
+                    const py::object&, int64_t, const py::object&>(),
            "embedding"_a, "w_ih"_a, "w_hh"_a, "bias"_a, "projection"_a, "projection_bias"_a, py::kw_only(),
-           "static_layer"_a, "image_first"_a, "dtype"_a, "table_limit"_a)
+           "static_layer"_a, "image_first"_a, "dtype"_a, "table_limit"_a, "threads"_a)
       .def("beam", &Decoder::beam, "features"_a, py::kw_only(), "batch"_a, "prefix"_a, "feed_bos"_a, "bos"_a,
            "eos"_a, "pad"_a, "max_new"_a, "min_new"_a, "no_repeat_ngram"_a, "repetition_penalty"_a,
            "suppress"_a, "num_beams"_a, "num_return"_a, "length_penalty"_a, "early_stopping"_a, "in_slot"_a,

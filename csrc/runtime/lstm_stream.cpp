@@ -16,11 +16,12 @@ namespace {
 class LstmStream {
  public:
   LstmStream(const py::object& w_hh, const py::object& batch, const py::object& w_ih, const py::object& bias,
-             const py::object& dtype)
-      : batch_(rows(batch)),
+             const py::object& dtype, const py::object& threads)
+      : batch_(integer("LstmStream: batch", batch, 1, INT32_MAX)),
         hidden_(size_of("LstmStream: w_hh [4H, H]", w_hh, 2, 1)),
         input_(w_ih.is_none() ? 0 : size_of("LstmStream: w_ih [4H, I]", w_ih, 2, 1)),
-        type_(weight_type("LstmStream", dtype)) {
+        type_(weight_type("LstmStream", dtype)),
+        parallel_(threads_of("LstmStream", threads)) {
     LRCN_CHECK(hidden_ > 0, "LstmStream: w_hh [4H, H] must have H of at least 1, got 0");
     LRCN_CHECK(w_ih.is_none() || input_ > 0, "LstmStream: w_ih [4H, I] must have I of at least 1, got 0");
     LRCN_CHECK(bias.is_none() || !w_ih.is_none(),
@@ -32,7 +33,7 @@ class LstmStream {
     if (!bias.is_none())
       std::copy_n(elements<float>("LstmStream: bias [4H]", bias, {4 * hidden_}), 4 * hidden_, bias_.begin());
     packed_ = allocate_packed(lstm_packed_bytes(hidden_, input_, hidden_, type_));
-    lstm_pack(ih, input_, input_, hh, hidden_, hidden_, type_, packed_.get());
+    lstm_pack(ih, input_, input_, hh, hidden_, hidden_, type_, packed_.get(), parallel_);
     for (auto& state : h_) state.resize(batch_ * hidden_);
     for (auto& state : c_) state.resize(batch_ * hidden_);
   }
@@ -78,15 +79,6 @@ class LstmStream {
   }
 
  private:
-  static int64_t rows(const py::object& batch) {
-    const bool is_integer = PyIndex_Check(batch.ptr()) != 0 && !py::isinstance<py::bool_>(batch);
-    const Py_ssize_t rows = is_integer ? PyNumber_AsSsize_t(batch.ptr(), nullptr) : 0;
-    if (PyErr_Occurred() != nullptr) PyErr_Clear();  // an array of several, whose index is an error
-    LRCN_CHECK(rows > 0 && rows <= INT32_MAX, "LstmStream: batch must be an integer in 1..", INT32_MAX,
-               ", got ", shown(batch));
-    return rows;
-  }
-
   void run(const float* in, int64_t width) {
     const int64_t H = hidden_, next = 1 - now_;
     std::vector<const float*> init(batch_), x(batch_), h_prev(batch_), c_prev(batch_);
@@ -102,12 +94,13 @@ class LstmStream {
     step.init_a = init.data(), step.x = x.data(), step.kx = input_;
     step.h_prev = h_prev.data(), step.kh = H, step.c_prev = c_prev.data();
     step.h = h.data(), step.c = c.data();
-    lstm_step(step);
+    lstm_step(step, parallel_);
     now_ = next;
   }
 
   int64_t batch_, hidden_, input_;
   WeightType type_;
+  Parallel parallel_;
   PackedBuffer packed_;
   std::vector<float> bias_, h_[2], c_[2];
   int64_t now_ = 0;  // which half of the double-buffered state is current
@@ -117,18 +110,21 @@ class LstmStream {
 }  // namespace
 
 void bind_lstm_stream(py::module_& m) {
-  py::class_<LstmStream>(m, "LstmStream",
-                         "One LSTM layer fed one frame at a time.\n\n"
-                         "Args:\n"
-                         "    w_hh: Recurrent weight, gates i, f, g, o. float32 [4H, H].\n"
-                         "    batch: Rows that advance together.\n"
-                         "    w_ih: Input weight. Without it, step takes input gates. float32 [4H, I].\n"
-                         "    bias: bias_ih + bias_hh, with w_ih only. float32 [4H].\n"
-                         "    dtype: How the weights are stored: float32, bfloat16 or int8.")
+  py::class_<LstmStream>(
+      m, "LstmStream",
+      "One LSTM layer fed one frame at a time.\n\n"
+      "Args:\n"
+      "    w_hh: Recurrent weight, gates i, f, g, o. float32 [4H, H].\n"
+      "    batch: Rows that advance together.\n"
+      "    w_ih: Input weight. Without it, step takes input gates. float32 [4H, I].\n"
+      "    bias: bias_ih + bias_hh, with w_ih only. float32 [4H].\n"
+      "    dtype: How the weights are stored: float32, bfloat16 or int8.\n"
+      "    threads: Threads that share a step, 0 for as many as there are cores. The result\n"
+      "        is the same. One call of the runtime at a time has more than its own.")
       .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&,
-                    const py::object&>(),
+                    const py::object&, const py::object&>(),
            py::arg("w_hh"), py::arg("batch") = 1, py::kw_only(), py::arg("w_ih") = py::none(),
-           py::arg("bias") = py::none(), py::arg("dtype") = "float32")
+           py::arg("bias") = py::none(), py::arg("dtype") = "float32", py::arg("threads") = 1)
       .def("step", &LstmStream::step, py::arg("frame"),
            "Advance one step.\n\n"
            "Args:\n"

@@ -155,7 +155,7 @@ struct Decoded {
   }
 };
 
-void in_pieces(int64_t n, int64_t, Parallel::Body body, void* context) {
+void in_pieces(int64_t, int64_t n, int64_t, Parallel::Body body, void* context) {
   for (int64_t begin = n - 1; begin >= 0; --begin) body(context, begin, begin + 1);
 }
 

@@ -228,7 +228,7 @@ TEST(int8_keeps_rows_apart_that_are_not_finite_or_tiny) {
 }
 
 // Three uneven chunks, in reverse order.
-const Parallel kChunks(+[](int64_t n, int64_t, Parallel::Body body, void* context) {
+const Parallel kChunks(+[](int64_t, int64_t n, int64_t, Parallel::Body body, void* context) {
   const int64_t a = n / 3, b = n / 2;
   if (b < n) body(context, b, n);
   if (a < b) body(context, a, b);

@@ -26,7 +26,7 @@ std::vector<float> outer_sum_of(int64_t K, int64_t M, int64_t N, const std::vect
 
 // Calls the body for the last element first, one by one.
 Parallel backwards() {
-  return Parallel(+[](int64_t n, int64_t, Parallel::Body body, void* context) {
+  return Parallel(+[](int64_t, int64_t n, int64_t, Parallel::Body body, void* context) {
     for (int64_t i = n - 1; i >= 0; --i) body(context, i, i + 1);
   });
 }

@@ -67,7 +67,7 @@ struct Found {
 };
 
 // Pieces of three, the last one first: any partition must give the same bits.
-void in_pieces(int64_t n, int64_t, Parallel::Body body, void* context) {
+void in_pieces(int64_t, int64_t n, int64_t, Parallel::Body body, void* context) {
   for (int64_t begin = (n - 1) / 3 * 3; begin >= 0; begin -= 3) body(context, begin, std::min(n, begin + 3));
 }
 
