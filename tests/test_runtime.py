@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,18 @@ EOS, BOS, PAD = 0, 1, 0
 
 def randn(seed, *shape, scale=1.0):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) * np.float32(scale)
+
+
+def at_the_same_time(calls, action):
+    """What each of `calls` threads, which start together, gets from `action`."""
+    barrier = threading.Barrier(calls)
+
+    def start(_):
+        barrier.wait()
+        return action()
+
+    with ThreadPoolExecutor(calls) as pool:
+        return list(pool.map(start, range(calls)))
 
 
 def lstm_step(x, h, c, w_ih, w_hh, bias):
@@ -137,11 +150,7 @@ def test_one_stream_from_many_threads():
     alone, shared = LstmStream(w_hh), LstmStream(w_hh)
     for _ in range(200):
         alone.step(x)
-    threads = [threading.Thread(target=lambda: [shared.step(x) for _ in range(50)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_the_same_time(4, lambda: [shared.step(x) for _ in range(50)])
     np.testing.assert_array_equal(shared.state[0], alone.state[0])
 
 
@@ -260,14 +269,8 @@ def test_decoder_with_reduced_weights(dtype):
 
 def test_many_threads_share_a_decoder():
     decoder, features = make(V=300, hidden=(40, 40)), randn(7, 4, 5)
-    expected, found = decoder.generate(features).sequences, []
-    threads = [
-        threading.Thread(target=lambda: found.append(decoder.generate(features).sequences)) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    expected = decoder.generate(features).sequences
+    found = at_the_same_time(8, lambda: decoder.generate(features).sequences)
     assert len(found) == 8
     assert all(np.array_equal(sequences, expected) for sequences in found)
 

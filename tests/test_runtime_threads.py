@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
-from test_runtime import BOS, randn, weights
+from test_runtime import BOS, at_the_same_time, randn, weights
 
 from lrcn_fast.runtime import Decoder, LstmStream
 
@@ -44,20 +43,13 @@ def test_captions_are_the_same_on_any_number_of_threads(dtype, options):
         np.testing.assert_array_equal(found.token_logprobs, expected.token_logprobs)
 
 
-def test_callers_at_the_same_time_do_not_wait_for_the_threads_of_each_other():
+def test_many_callers_share_the_threads():
     values, features = weights(V=2000, hidden=(64, 64)), randn(7, 4, 5)
     decoder = Decoder(**values, bos_id=BOS, threads=3)
-    expected, found = decoder.generate(features).sequences, []
-    callers = [
-        threading.Thread(target=lambda: found.extend(decoder.generate(features).sequences for _ in range(5)))
-        for _ in range(6)
-    ]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert len(found) == 30
-    assert all(np.array_equal(sequences, expected) for sequences in found)
+    expected = decoder.generate(features).sequences
+    found = at_the_same_time(6, lambda: [decoder.generate(features).sequences for _ in range(5)])
+    assert [len(sequences) for sequences in found] == [5] * 6
+    assert all(np.array_equal(sequences, expected) for of_one in found for sequences in of_one)
 
 
 @pytest.mark.parametrize("unit", [0, 199])
@@ -72,7 +64,7 @@ def test_an_error_on_any_thread_is_raised(unit):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_threads_are_there_when_asked_for_and_in_a_forked_process_too():
     code = (
-        "import os, threading\n"
+        "import os\n"
         "import numpy as np\n"
         "from lrcn_fast.runtime import LstmStream\n"
         "def run(threads):\n"

@@ -15,8 +15,7 @@ namespace lrcn::ops {
 Tensor linear_pack_cpu(const Tensor& w, ScalarType dtype) {
   LRCN_CHECK(w.dim() == 2, "linear_pack: w must be [N, K], got ", shape_of(w));
   const int64_t N = w.size(0), K = w.size(1);
-  LRCN_CHECK(w.scalar_type() == ScalarType::Float, "linear_pack: w must be float32, got ",
-             torch::headeronly::toString(w.scalar_type()));
+  check_float("linear_pack: w", w);
   LRCN_CHECK(w.is_contiguous(), "linear_pack: w must be contiguous");
   PackHeader header{};
   std::memcpy(header.magic, kLinearMagic, sizeof kLinearMagic);
@@ -31,8 +30,7 @@ namespace {
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                   int64_t out_features) {
   LRCN_CHECK(x.dim() >= 1, "linear: x must be [..., K], got a scalar");
-  LRCN_CHECK(x.scalar_type() == ScalarType::Float, "linear: x must be float32, got ",
-             torch::headeronly::toString(x.scalar_type()));
+  check_float("linear: x", x);
   LRCN_CHECK(x.is_contiguous(), "linear: x must be contiguous");
   const int64_t N = out_features, K = x.size(-1);
   const PackHeader& header = check_packed("linear: packed", packed, kLinearMagic, N, K, /*projected=*/0);

@@ -48,8 +48,7 @@ void check_recurrent_weights(const std::string& op, const Tensor& w_hh, const Ma
   const std::string hh = op + ": w_hh", hr = op + ": w_hr";
   const bool projects = w_hr.has_value();
   LRCN_CHECK(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0, hh, " must be [4H, P], got ", shape_of(w_hh));
-  LRCN_CHECK(w_hh.scalar_type() == ScalarType::Float, hh, " must be float32, got ",
-             torch::headeronly::toString(w_hh.scalar_type()));
+  check_float(hh.c_str(), w_hh);
   const int64_t H = w_hh.size(0) / 4, P = w_hh.size(1);
   check(hh.c_str(), w_hh, projects ? "[4H, P]" : "[4H, H]", {4 * H, projects ? P : H}, "w_hh", w_hh);
   if (projects) check(hr.c_str(), *w_hr, "[P, H]", {P, H}, "w_hh", w_hh);

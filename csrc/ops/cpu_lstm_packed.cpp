@@ -96,8 +96,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
   const bool is_packed = batch_sizes.has_value(), projects = proj_size > 0;
   const char* layout = is_packed ? "[N, I]" : batch_first ? "[B, T, I]" : "[T, B, I]";
   LRCN_CHECK(x.dim() == (is_packed ? 2 : 3), "lstm_packed: x must be ", layout, ", got ", shape_of(x));
-  LRCN_CHECK(x.scalar_type() == ScalarType::Float, "lstm_packed: x must be float32, got ",
-             torch::headeronly::toString(x.scalar_type()));
+  check_float("lstm_packed: x", x);
   LRCN_CHECK(x.is_contiguous(), "lstm_packed: x must be contiguous");
   LRCN_CHECK(hidden_size > 0, "lstm_packed: hidden_size must be positive, got ", hidden_size);
   LRCN_CHECK(proj_size >= 0, "lstm_packed: proj_size must not be negative, got ", proj_size);
@@ -154,8 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed_cpu(const Tensor& x, const std::v
 std::tuple<Tensor, Tensor> lstm_cell_packed_cpu(const Tensor& x, const Tensor& packed, const Tensor& h0,
                                                 const Tensor& c0) {
   LRCN_CHECK(x.dim() == 2, "lstm_cell_packed: x must be [B, I], got ", shape_of(x));
-  LRCN_CHECK(x.scalar_type() == ScalarType::Float, "lstm_cell_packed: x must be float32, got ",
-             torch::headeronly::toString(x.scalar_type()));
+  check_float("lstm_cell_packed: x", x);
   LRCN_CHECK(x.is_contiguous(), "lstm_cell_packed: x must be contiguous");
   LRCN_CHECK(c0.dim() == 2, "lstm_cell_packed: c0 must be [B, H], got ", shape_of(c0));
   const int64_t B = x.size(0), H = c0.size(1);

@@ -15,11 +15,6 @@ namespace lrcn::ops {
 // Outputs: sequences [B, n, L], lengths [B, n], scores [B, n], token_logprobs [B, n, L].
 using Decoded = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-inline void check_float(const char* what, const Tensor& t) {
-  LRCN_CHECK(t.scalar_type() == ScalarType::Float, what, " must be float32, got ",
-             torch::headeronly::toString(t.scalar_type()));
-}
-
 // The shape of a decoder, and its weights. The shape's type is the caller's business.
 inline DecoderShape check_pack(const Tensor& embedding, const std::vector<Tensor>& w_ih,
                                const std::vector<Tensor>& w_hh, const std::vector<Tensor>& bias,

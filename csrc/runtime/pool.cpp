@@ -19,8 +19,8 @@
 namespace lrcn::runtime {
 namespace {
 
-// How long a thread that has nothing to do stays awake. The loops of one step are some 10 us apart, and to
-// wake a thread takes as long as a small step.
+// How long a thread that has nothing to do stays awake: longer than it is from one loop of a step or a search
+// to the next, each of which would wait for it to wake up.
 constexpr std::chrono::microseconds kAwake{200};
 
 // Whether done() came true before kAwake was over.
@@ -159,7 +159,7 @@ Parallel threads(int64_t count) {
   if (count == 1) return {};
   return Parallel(
       +[](int64_t count, int64_t n, int64_t grain, Parallel::Body body, void* context) {
-        const Job job{n, std::min(count, (n + grain - 1) / std::max<int64_t>(1, grain)), body, context};
+        const Job job{n, std::min(count, (n + grain - 1) / grain), body, context};
         if (job.parts <= 1 || !pool().run(job)) body(context, 0, n);
       },
       count);

@@ -1,9 +1,9 @@
 // The runtime's threads: every task once, whoever calls, and what goes wrong comes back.
 #include "../../csrc/runtime/pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <numeric>
 #include <set>
 #include <string>
 #include <thread>
