@@ -64,10 +64,13 @@ char* pack_float32(const Columns& columns, int64_t K, char* out) {
   // A cache line of four outputs, then of the next four: lines of rows that are 4 KB apart (H = 1024) share a
   // set of the cache, which does not hold 16 of them.
   constexpr int64_t kLine = 16;
-  for (const bool rows = columns.rows(); rows && k + kLine <= K; k += kLine)
+  const int64_t whole = columns.rows() ? K / 4 * 4 : 0;
+  for (int64_t end; k < whole; k = end) {
+    end = std::min(k + kLine, whole);
     for (int64_t j = 0; j < kGroupColumns; j += 4)
-      for (int64_t i = 0; i < kLine; i += 4)
-        transpose(columns, j, k + i, reinterpret_cast<float*>(out) + (k + i) * kGroupColumns + j);
+      for (int64_t i = k; i < end; i += 4)
+        transpose(columns, j, i, reinterpret_cast<float*>(out) + i * kGroupColumns + j);
+  }
   out += k * kGroupColumns * static_cast<int64_t>(sizeof(float));
 #endif
   for (; k < K; ++k, out += kGroupColumns * sizeof(float)) {
@@ -78,19 +81,26 @@ char* pack_float32(const Columns& columns, int64_t K, char* out) {
   return out;
 }
 
-// A transposed weight: one k of all the panel's outputs is 256 bytes in a row.
-bool is_adjacent(const PackPart& part) {
-  for (int64_t j = 0; j < kPanelColumns; ++j)
-    if (part.rows[j] == nullptr || part.rows[j] != part.rows[0] + j) return false;
-  return true;
+// How many outputs of a transposed weight the panel holds, of which one k is up to 256 bytes in a row; 0 when
+// the weight is none.
+int64_t adjacent_outputs(const PackPart& part) {
+  int64_t n = 0;
+  while (n < kPanelColumns && part.rows[n] != nullptr && part.rows[n] == part.rows[0] + n) ++n;
+  const bool alone =
+      std::all_of(part.rows + n, part.rows + kPanelColumns, [](auto row) { return row == nullptr; });
+  return alone ? n : 0;
 }
 
-void pack_adjacent(const PackPart& part, char* out) {
-  constexpr int64_t kBytes = kGroupColumns * sizeof(float);
+void pack_adjacent(const PackPart& part, int64_t outputs, float* out) {
   for (int64_t k = 0; k < part.k; ++k)
-    for (int64_t group = 0; group < kPanelColumns / kGroupColumns; ++group)
-      std::memcpy(out + (group * part.k + k) * kBytes, part.rows[0] + k * part.stride + group * kGroupColumns,
-                  kBytes);
+    for (int64_t first = 0; first < kPanelColumns; first += kGroupColumns) {
+      const float* from = part.rows[0] + k * part.stride + first;
+      float* to = out + first * part.k + k * kGroupColumns;
+      if (first + kGroupColumns <= outputs)
+        std::memcpy(to, from, kGroupColumns * sizeof(float));
+      else
+        for (int64_t j = 0; j < kGroupColumns; ++j) to[j] = first + j < outputs ? from[j] : 0.0f;
+    }
 }
 
 // `encode(value, j)` is what one value becomes, in the low bits.
@@ -130,8 +140,10 @@ void pack_panel(const char* what, const PackPart* parts, int count, WeightType t
     out += sizeof scales;
   }
 
-  if (type == WeightType::kFloat32 && count == 1 && is_adjacent(parts[0]))
-    return pack_adjacent(parts[0], out);
+  if (type == WeightType::kFloat32 && count == 1) {
+    const int64_t outputs = adjacent_outputs(parts[0]);
+    if (outputs > 0) return pack_adjacent(parts[0], outputs, static_cast<float*>(panel));
+  }
   for (int64_t group = 0; group < kPanelColumns; group += kGroupColumns)
     for (int i = 0; i < count; ++i) {
       const Columns columns(parts[i], group);

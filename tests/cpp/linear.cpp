@@ -95,16 +95,18 @@ TEST(packing_rounds_int8_to_its_scale) {
 }
 
 TEST(packing_a_transposed_weight) {
-  const int64_t N = 67, K = 21;
-  const auto w = Random(3).values(N * K);
-  std::vector<float> transposed(K * N);
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t k = 0; k < K; ++k) transposed[k * N + n] = w[n * K + k];
-  for (WeightType type : kTypes) {
-    const Packed direct(w, N, K, type);
-    std::vector<char> packed(direct.bytes.size());
-    linear_pack(transposed.data(), 1, N, N, K, type, packed.data());
-    CHECK(packed == direct.bytes);
+  const int64_t K = 21;
+  for (int64_t N : {1, 3, 67, 100, 128}) {  // panels of one group, of some, and whole ones
+    const auto w = Random(3).values(N * K);
+    std::vector<float> transposed(K * N);
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t k = 0; k < K; ++k) transposed[k * N + n] = w[n * K + k];
+    for (WeightType type : kTypes) {
+      const Packed direct(w, N, K, type);
+      std::vector<char> packed(direct.bytes.size());
+      linear_pack(transposed.data(), 1, N, N, K, type, packed.data());
+      CHECK(packed == direct.bytes);
+    }
   }
 }
 
